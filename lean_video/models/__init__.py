@@ -1,0 +1,1 @@
+"""The model families: what a loaded checkpoint is and does."""

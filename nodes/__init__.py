@@ -1,0 +1,8 @@
+"""The nodes, by menu section."""
+
+from __future__ import annotations
+
+from . import svd, video
+
+NODE_CLASS_MAPPINGS = svd.NODE_CLASS_MAPPINGS | video.NODE_CLASS_MAPPINGS
+NODE_DISPLAY_NAME_MAPPINGS = svd.NODE_DISPLAY_NAME_MAPPINGS | video.NODE_DISPLAY_NAME_MAPPINGS

@@ -1,0 +1,211 @@
+"""The only door to ComfyUI: folders, devices, progress, interrupts, messages to the page, video type.
+
+ComfyUI is imported inside the functions, so that the node classes can be read without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..lean_video.errors import LeanVideoError
+
+log = logging.getLogger("lean_video")
+
+PREVIEW_SIDE = 256
+PREVIEW_FRAMES = 16
+_DOWNLOADABLE = "checkpoints"
+
+
+# Folders
+
+
+def model_names(kind: str) -> list[str]:
+    """Names that ComfyUI lists for a kind of model, such as "checkpoints"."""
+    import folder_paths
+
+    return list(folder_paths.get_filename_list(kind))
+
+
+def model_path(kind: str, name: str) -> Path:
+    """Path of a listed model. Raises LeanVideoError when there is none of that name."""
+    import folder_paths
+
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        raise LeanVideoError(f"There is no {kind} file named {name}: refresh the list and choose again.")
+    return Path(path)
+
+
+def model_folders(kind: str) -> list[Path]:
+    import folder_paths
+
+    try:
+        return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+    except KeyError:
+        return []
+
+
+def output_path(filename_prefix: str) -> tuple[Path, str, int, str]:
+    """(folder, file name, first counter, subfolder) for a prefix in the output folder; makes the folder. Raises LeanVideoError."""
+    import folder_paths
+
+    return _save_path(filename_prefix, Path(folder_paths.get_output_directory()), "output")
+
+
+def temp_path(filename_prefix: str) -> tuple[Path, str, int, str]:
+    """As `output_path`, in the temporary folder."""
+    import folder_paths
+
+    return _save_path(filename_prefix, Path(folder_paths.get_temp_directory()), "temporary")
+
+
+def _save_path(filename_prefix: str, root: Path, what: str) -> tuple[Path, str, int, str]:
+    import folder_paths
+
+    check_prefix(filename_prefix)
+    root.mkdir(parents=True, exist_ok=True)
+    wanted = (root / filename_prefix).resolve()
+    if not wanted.is_relative_to(root.resolve()):
+        raise LeanVideoError(f"The filename prefix {filename_prefix} leads out of the {what} folder: use a name inside it.")
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, str(root))
+    except OSError as error:
+        raise LeanVideoError(f"The {what} folder cannot be written to ({error.strerror or error}): free space or change its permissions.") from None
+    except Exception:  # the host raises a bare Exception for a prefix that its own check refuses
+        raise LeanVideoError(f"The filename prefix {filename_prefix} leads out of the {what} folder: use a name inside it.") from None
+    return Path(folder), name, int(counter), subfolder
+
+
+def check_prefix(filename_prefix: str) -> None:
+    """Raises LeanVideoError for a prefix that could name a file outside the folder it is meant for."""
+    parts = filename_prefix.replace("\\", "/").split("/")
+    if ".." in parts or filename_prefix.startswith(("/", "\\", "~")) or "\0" in filename_prefix or (len(filename_prefix) > 1 and filename_prefix[1] == ":"):
+        raise LeanVideoError(f"The filename prefix {filename_prefix!r} leads out of the output folder: use a name inside it.")
+    if not parts[-1].strip():
+        raise LeanVideoError("The filename prefix has no file name: give it one, such as video/clip.")
+
+
+# Devices and progress
+
+
+def device() -> Any:
+    """The torch device that ComfyUI computes on."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def free_memory(bytes_needed: float) -> None:
+    """Asks ComfyUI to move other models off the device until so many bytes are free."""
+    import comfy.model_management
+
+    comfy.model_management.free_memory(bytes_needed, device())
+    comfy.model_management.soft_empty_cache()
+
+
+def throw_if_interrupted() -> None:
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress(total: int | None = None) -> Callable[[int, int], None]:
+    """A progress(done, total) callback: moves the node's bar and raises when the user has cancelled."""
+    import comfy.utils
+
+    bar: Any = None
+
+    def update(done: int, whole: int) -> None:
+        nonlocal bar
+        throw_if_interrupted()
+        if bar is None:
+            bar = comfy.utils.ProgressBar(max(1, total or whole))
+        bar.update_absolute(done, max(1, whole))
+
+    return update
+
+
+def sampling_progress(node_id: str | None, fps: float) -> Callable[[int, int, Any], None]:
+    """An on_step(done, total, frames_THWC uint8) callback: bar, still preview, moving preview; raises when the user has cancelled."""
+    import comfy.utils
+    from PIL import Image
+
+    bar: Any = None
+
+    def update(done: int, total: int, frames_THWC: Any) -> None:
+        nonlocal bar
+        throw_if_interrupted()
+        if bar is None:
+            bar = comfy.utils.ProgressBar(total)
+        picked = frames_THWC[:: max(1, -(-len(frames_THWC) // PREVIEW_FRAMES))]
+        images = [Image.fromarray(frame) for frame in picked.numpy()]
+        for image in images:
+            image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        bar.update_absolute(done, total, ("JPEG", images[0], PREVIEW_SIDE))
+        if node_id is not None:
+            data = io.BytesIO()
+            images[0].save(data, "WEBP", save_all=True, append_images=images[1:], duration=round(1000 / max(1.0, fps)), loop=0, quality=70)
+            encoded = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+            send("lean_video.preview", {"node": node_id, "step": done, "steps": total, "image": encoded})
+
+    return update
+
+
+# Messages to the page
+
+
+def send(event: str, data: dict[str, Any]) -> None:
+    """Sends an event to the client whose prompt is running; nothing when there is none."""
+    from server import PromptServer
+
+    server = PromptServer.instance
+    if server.client_id is not None:
+        server.send_sync(event, data | {"prompt_id": getattr(server, "last_prompt_id", None)}, server.client_id)
+
+
+def note(node_id: str | None, text: str) -> None:
+    """Tells the user something that is not an error: in the log and on the page."""
+    log.info(text)
+    if node_id is not None:
+        send("lean_video.note", {"node": node_id, "text": text})
+
+
+def metadata_disabled() -> bool:
+    from comfy.cli_args import args
+
+    return bool(getattr(args, "disable_metadata", False))
+
+
+# The VIDEO type
+
+
+def has_video_type() -> bool:
+    return _video_classes() is not None
+
+
+def _video_classes() -> tuple[Any, Any, Any] | None:
+    try:
+        from comfy_api.input_impl import VideoFromComponents, VideoFromFile
+        from comfy_api.util import VideoComponents
+    except ImportError:
+        return None
+    return VideoFromFile, VideoFromComponents, VideoComponents
+
+
+def video_from_file(path: Path) -> Any:
+    """ComfyUI's VIDEO of a file, read only when somebody asks for it."""
+    classes = _video_classes()
+    return None if classes is None else classes[0](str(path))
+
+
+def video_from_frames(images: Any, audio: Any, fps: float) -> Any:
+    """ComfyUI's VIDEO of frames in memory, for formats that are no single video file."""
+    from fractions import Fraction
+
+    classes = _video_classes()
+    return None if classes is None else classes[1](classes[2](images=images, audio=audio, frame_rate=Fraction(fps).limit_denominator(100_000)))
