@@ -18,7 +18,6 @@ log = logging.getLogger("lean_video")
 
 PREVIEW_SIDE = 256
 PREVIEW_FRAMES = 16
-_DOWNLOADABLE = "checkpoints"
 
 
 # Folders
@@ -100,12 +99,13 @@ def device() -> Any:
     return comfy.model_management.get_torch_device()
 
 
-def free_memory(bytes_needed: float) -> None:
-    """Asks ComfyUI to move other models off the device until so many bytes are free."""
+def make_room() -> None:
+    """Asks ComfyUI to move other models off the GPU; on a CPU there is nothing to move."""
     import comfy.model_management
 
-    comfy.model_management.free_memory(bytes_needed, device())
-    comfy.model_management.soft_empty_cache()
+    if device().type != "cpu":
+        comfy.model_management.free_memory(1e30, device())
+        comfy.model_management.soft_empty_cache()
 
 
 def throw_if_interrupted() -> None:

@@ -32,6 +32,10 @@ LATENT_CHANNELS = 4
 SPATIAL_FACTOR = 8  # of the VAE
 MAX_FRAMES = 1024
 MAX_SIDE = 4096
+MAX_STEPS = 1000
+
+# What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
+_LATENT_TO_RGB = ((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177))
 
 
 def _silent(done: int, total: int) -> None:
@@ -286,6 +290,24 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
     with torch.inference_mode(), resident(device, *modules):
         z = (latents_T4hw.float() / model.scaling_factor).to(device, model.dtype)
         return lean_vae.decode(vae, z, progress=progress).clone()
+
+
+def preview(latents_T4hw: Tensor) -> Tensor:
+    """A rough picture [T,h,w,3], uint8 on the CPU, of a clip's latents, one pixel for each: cheap enough for every step."""
+    import torch
+
+    rgb = latents_T4hw.float().movedim(1, -1) @ torch.tensor(_LATENT_TO_RGB, device=latents_T4hw.device)
+    return (rgb / 2 + 0.5).nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def warnings(conditioning: Conditioning) -> list[str]:
+    """A sentence for each setting outside what the network was trained on."""
+    found: list[str] = []
+    if not 6 <= conditioning.fps <= 31:
+        found.append(f"{conditioning.fps} fps is outside what SVD was trained on (6 to 31): expect poor motion.")
+    if conditioning.motion_bucket > 255:
+        found.append(f"A motion bucket of {conditioning.motion_bucket} is outside what SVD was trained on (0 to 255): expect artefacts.")
+    return found
 
 
 def check_image(image_HWC: Tensor) -> Tensor:
