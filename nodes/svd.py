@@ -45,7 +45,9 @@ class SVDLoader:
             "required": {
                 "checkpoint": (
                     files + folders + hub.choices(files),
-                    {"tooltip": "An SVD checkpoint: a single file from the checkpoints folder or a folder in diffusers. (download) fetches one that you do not have yet, about 9.6 GB for a video checkpoint."},
+                    {
+                        "tooltip": "An SVD checkpoint: a single file from the checkpoints folder or a folder in diffusers. (download) fetches one that you do not have yet, about 9.6 GB for a video checkpoint."
+                    },
                 ),
                 "precision": (
                     list(PRECISIONS),
@@ -124,18 +126,36 @@ class SVDConditioning:
             "required": {
                 "model": (MODEL, {"tooltip": "From the SVD Loader."}),
                 "image": ("IMAGE", {"tooltip": "The first frame of the clip. Any size; transparency goes on black."}),
-                "width": ("INT", {"default": 1024, "min": 64, "max": svd.MAX_SIDE, "step": 8, "tooltip": "Width of the clip in pixels, rounded to what the network can take (multiples of 64)."}),
-                "height": ("INT", {"default": 576, "min": 64, "max": svd.MAX_SIDE, "step": 8, "tooltip": "Height of the clip in pixels, rounded to what the network can take (multiples of 64)."}),
-                "resize": (list(RESIZE_MODES), {"default": "crop", "tooltip": "How the image meets that size: crop fills it and cuts the rest, pad adds black bars, stretch bends it."}),
+                "width": (
+                    "INT",
+                    {"default": 1024, "min": 64, "max": svd.MAX_SIDE, "step": 8, "tooltip": "Width of the clip in pixels, rounded to what the network can take (multiples of 64)."},
+                ),
+                "height": (
+                    "INT",
+                    {"default": 576, "min": 64, "max": svd.MAX_SIDE, "step": 8, "tooltip": "Height of the clip in pixels, rounded to what the network can take (multiples of 64)."},
+                ),
+                "resize": (
+                    list(RESIZE_MODES),
+                    {"default": "crop", "tooltip": "How the image meets that size: crop fills it and cuts the rest, pad adds black bars, stretch bends it."},
+                ),
                 "batch": (
                     [_FIRST_IMAGE, _EACH_IMAGE],
                     {"default": _FIRST_IMAGE, "tooltip": "With several images: one clip from the first, or a clip from each. The nodes that follow then run once for each clip."},
                 ),
                 "fps": ("INT", {"default": 6, "min": 1, "max": 120, "tooltip": "Frames a second that the motion is meant for. The network was trained on 6 to 31."}),
-                "motion_bucket": ("INT", {"default": 127, "min": 0, "max": 1023, "tooltip": "How much moves: 1 is almost still, 127 usual, 255 as much as the network was trained on."}),
+                "motion_bucket": (
+                    "INT",
+                    {"default": 127, "min": 0, "max": 1023, "tooltip": "How much moves: 1 is almost still, 127 usual, 255 as much as the network was trained on."},
+                ),
                 "augmentation": (
                     "FLOAT",
-                    {"default": 0.02, "min": 0.0, "max": 10.0, "step": 0.01, "tooltip": "Noise added to the image: more lets the clip leave it further behind. The strength is exactly as written."},
+                    {
+                        "default": 0.02,
+                        "min": 0.0,
+                        "max": 10.0,
+                        "step": 0.01,
+                        "tooltip": "Noise added to the image: more lets the clip leave it further behind. The strength is exactly as written.",
+                    },
                 ),
                 "augmentation_seed": ("INT", {"default": 0, "min": 0, "max": _MAX_SEED, "tooltip": "Seed of that noise: the same seed gives the same clip."}),
             },
@@ -206,18 +226,45 @@ class TemporalSampler:
             "required": {
                 "model": (MODEL, {"tooltip": "From the SVD Loader."}),
                 "conditioning": (CONDITIONING, {"tooltip": "From SVD Conditioning."}),
-                "frames": ("INT", {"default": 25, "min": 1, "max": svd.MAX_FRAMES, "tooltip": "Length of the clip. svd was trained on 14 frames, svd_xt on 25; with start latents, as many as they have."}),
-                "steps": ("INT", {"default": 25, "min": 1, "max": svd.MAX_STEPS, "tooltip": "Steps from noise to clip: 20 to 30 usually, 10 with align_your_steps, 4 to 8 with lcm."}),
-                "solver": (list(SOLVERS), {"default": "euler", "tooltip": "euler is the reference; heun is finer and takes twice as long; dpmpp_2m converges faster; lcm is for distilled checkpoints only."}),
+                "frames": (
+                    "INT",
+                    {
+                        "default": 25,
+                        "min": 1,
+                        "max": svd.MAX_FRAMES,
+                        "tooltip": "Length of the clip. svd was trained on 14 frames, svd_xt on 25; with start latents, as many as they have.",
+                    },
+                ),
+                "steps": (
+                    "INT",
+                    {"default": 25, "min": 1, "max": svd.MAX_STEPS, "tooltip": "Steps from noise to clip: 20 to 30 usually, 10 with align_your_steps, 4 to 8 with lcm."},
+                ),
+                "solver": (
+                    list(SOLVERS),
+                    {
+                        "default": "euler",
+                        "tooltip": "euler is the reference; heun is finer and takes twice as long; dpmpp_2m converges faster; lcm is for distilled checkpoints only.",
+                    },
+                ),
                 "schedule": (list(SCHEDULES), {"default": "karras", "tooltip": "How noise is taken away: karras is the reference, align_your_steps suits few steps."}),
                 "guidance_min": ("FLOAT", {"default": 1.0, **scale, "tooltip": "How strongly the first frame is held to the image."}),
-                "guidance_max": ("FLOAT", {"default": 3.0, **scale, "tooltip": "How strongly the last frame is (linear), the middle one (triangular) or every one (constant). svd was published with 2.5, svd_xt with 1.5 to 3."}),
+                "guidance_max": (
+                    "FLOAT",
+                    {
+                        "default": 3.0,
+                        **scale,
+                        "tooltip": "How strongly the last frame is (linear), the middle one (triangular) or every one (constant). svd was published with 2.5, svd_xt with 1.5 to 3.",
+                    },
+                ),
                 "guidance_mode": (list(GUIDANCE_MODES), {"default": "linear", "tooltip": "How guidance runs over the frames. With 1 everywhere, half the work is saved."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": _MAX_SEED, "control_after_generate": True, "tooltip": "Seed of all randomness: the same on every device."}),
             },
             "optional": {
                 "latents": ("LATENT", {"tooltip": "A start clip (video to video), from Temporal Encode or another sampler."}),
-                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "With start latents: 0 leaves them as they are, 1 keeps almost nothing of them."}),
+                "denoise": (
+                    "FLOAT",
+                    {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "With start latents: 0 leaves them as they are, 1 keeps almost nothing of them."},
+                ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }

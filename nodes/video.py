@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import ntpath
-import posixpath
 from typing import Any
 
 from ..lean_video.errors import LeanVideoError
-from ..lean_video.media import AUTO, PIXEL_FORMATS, PRESETS, Numbered, PingPong, Written, check_settings, combine
+from ..lean_video.media import AUTO, PIXEL_FORMATS, PRESETS, Numbered, PingPong, Written, check_settings, combine, exact_fps
 from . import host
 
 
@@ -31,7 +29,13 @@ class VideoCombine:
                 "images": ("IMAGE", {"tooltip": "The frames of the clip, in order."}),
                 "fps": (
                     "FLOAT",
-                    {"default": 6.0, "min": 0.01, "max": 1000.0, "step": 0.01, "tooltip": "Frames a second. 23.976, 29.97 and 59.94 become the exact broadcast rates. A GIF plays at most 50, a WebP 90."},
+                    {
+                        "default": 6.0,
+                        "min": 0.01,
+                        "max": 1000.0,
+                        "step": 0.01,
+                        "tooltip": "Frames a second. 23.976, 29.97 and 59.94 become the exact broadcast rates. A GIF plays at most 50, a WebP 90.",
+                    },
                 ),
                 "format": (
                     list(PRESETS),
@@ -42,11 +46,19 @@ class VideoCombine:
                 ),
                 "filename_prefix": (
                     "STRING",
-                    {"default": "video/lean_video", "tooltip": "Where in the output folder, and the start of the name; a number follows. %date:yyyy-MM-dd% and other placeholders work."},
+                    {
+                        "default": "video/lean_video",
+                        "tooltip": "Where in the output folder, and the start of the name; a number follows. %date:yyyy-MM-dd% and other placeholders work.",
+                    },
                 ),
                 "quality": (
                     "INT",
-                    {"default": 80, "min": 0, "max": 100, "tooltip": "0 makes the smallest file, 100 the best picture. Lossless formats ignore it; for a GIF it sets the number of colours."},
+                    {
+                        "default": 80,
+                        "min": 0,
+                        "max": 100,
+                        "tooltip": "0 makes the smallest file, 100 the best picture. Lossless formats ignore it; for a GIF it sets the number of colours.",
+                    },
                 ),
                 "pixel_format": (
                     [AUTO, *PIXEL_FORMATS],
@@ -74,9 +86,12 @@ class VideoCombine:
     ) -> bool | str:
         """True, or the sentence that says what is wrong; an input that is connected arrives as None and is checked when it runs."""
         try:
-            if filename_prefix is not None and _climbs(filename_prefix):
-                raise LeanVideoError(f'The filename prefix "{filename_prefix}" leads out of the output folder: remove the "..".')
-            check_settings(next(iter(PRESETS)) if format is None else format, 1.0 if fps is None else fps, pixel_format=AUTO if pixel_format is None or format is None else pixel_format)
+            if filename_prefix is not None:
+                host.check_prefix(filename_prefix)
+            if format is not None:
+                check_settings(format, 1.0 if fps is None else fps, pixel_format=pixel_format or AUTO)
+            elif fps is not None:
+                exact_fps(fps)
         except LeanVideoError as error:
             return str(error)
         return True
@@ -116,7 +131,7 @@ class VideoCombine:
             preview=preview,
             progress=host.progress(max(1, len(PingPong(images)) if ping_pong else len(images))),
         )
-        if written.notes and unique_id is not None:
+        if written.notes:
             host.note(unique_id, " ".join(written.notes))
         file = {"filename": written.path.name, "subfolder": subfolder, "type": "output"}
         shown = {"filename": written.preview.name, "subfolder": preview_subfolder, "type": "temp"} if written.preview else file
@@ -141,10 +156,6 @@ def _video(written: Written, images: Any, audio: Any, ping_pong: bool) -> Any:
         there_and_back = PingPong(range(len(images)))
         images = images[[there_and_back[i] for i in range(len(there_and_back))]]
     return host.video_from_frames(images, audio, written.settings.fps)
-
-
-def _climbs(prefix: str) -> bool:
-    return any(path.normpath(prefix).replace("\\", "/").split("/")[0] == ".." for path in (posixpath, ntpath))
 
 
 NODE_CLASS_MAPPINGS = {"LeanVideoCombine": VideoCombine}

@@ -80,7 +80,8 @@ def download(known: KnownCheckpoint, folder: Path, *, endpoint: str | None = Non
     folder    created when missing; holds nothing but the finished file afterwards
     endpoint  a hub other than HF_ENDPOINT
     token     None: the user's own, as huggingface_hub finds it (HF_TOKEN or a login)
-    progress  called with bytes (done, total), several times a second while data flows; an exception it raises (but an OSError) cancels and passes through
+    progress  called with bytes (done, total), several times a second while data flows; an exception it raises (but an OSError) cancels and passes through;
+              a line that stalls is given up, and a cancel noticed, after HF_HUB_DOWNLOAD_TIMEOUT (10 s)
 
     After a cancel, a lost connection or a crash the next call goes on where this one stopped. Of two processes that want the same file, one fetches
     and the other waits for it. Raises LeanVideoError, which never quotes a token, for everything the user can mend.
@@ -142,18 +143,18 @@ def _ask_hub(known: KnownCheckpoint, endpoint: str | None, token: str | None) ->
 def _fetch(known: KnownCheckpoint, source: _Source, part: Path, progress: Progress) -> None:
     """Completes `part`. A lost connection is taken up again a few times, starting the count anew whenever data came."""
     opener = urllib.request.build_opener(_TokenStaysHome(), urllib.request.HTTPSHandler(context=_tls()))
-    attempts = 0
+    attempts, why = 0, ""
     while (done := _size(part)) < source.bytes:
         if attempts == _ATTEMPTS:
-            raise LeanVideoError(f"The download of {known.filename} was interrupted after {_gb(done)} of {_gb(source.bytes)}: choose it again to go on from there.")
+            raise LeanVideoError(f"The download of {known.filename} was interrupted after {_gb(done)} of {_gb(source.bytes)} ({why}): choose it again to go on from there.")
         if attempts:
             _pause(_FIRST_PAUSE_S * 2 ** (attempts - 1), lambda done=done: progress(done, source.bytes))
-        _receive(known, source, opener, part, done, progress)
+        why = _receive(known, source, opener, part, done, progress)
         attempts = 1 if _size(part) > done else attempts + 1
 
 
-def _receive(known: KnownCheckpoint, source: _Source, opener: urllib.request.OpenerDirector, part: Path, done: int, progress: Progress) -> None:
-    """Appends to `part` what one request brings and returns when the connection ends, for whatever reason."""
+def _receive(known: KnownCheckpoint, source: _Source, opener: urllib.request.OpenerDirector, part: Path, done: int, progress: Progress) -> str:
+    """Appends to `part` what one request brings; returns why it ended."""
     from huggingface_hub import constants
 
     request = urllib.request.Request(source.url, headers=source.headers)
@@ -167,15 +168,15 @@ def _receive(known: KnownCheckpoint, source: _Source, opener: urllib.request.Ope
             part.unlink(missing_ok=True)
         elif error.code in (401, 403, 404) and _origin(error.url) == _origin(source.url):
             raise LeanVideoError(_refusal(known, error.code, "authorization" in source.headers)) from None
-        return
-    except (OSError, http.client.HTTPException):
-        return
+        return f"status {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        return type(getattr(error, "reason", error)).__name__
     with response, part.open("ab") as file:
         if response.status != 206:  # the server knows no ranges
             done = 0
             file.truncate(0)
         elif not str(response.headers.get("Content-Range", "")).startswith(f"bytes {done}-"):
-            return
+            return "another range than asked for"
         told = -_REPORT_S
         while done < source.bytes:
             if time.monotonic() - told >= _REPORT_S:
@@ -183,14 +184,15 @@ def _receive(known: KnownCheckpoint, source: _Source, opener: urllib.request.Ope
                 progress(done, source.bytes)
             try:
                 chunk = response.read1(min(_CHUNK, source.bytes - done))
-            except (OSError, http.client.HTTPException):
-                return
+            except (OSError, http.client.HTTPException) as error:
+                return type(error).__name__
             if not chunk:
-                return
+                return "connection closed"
             file.write(chunk)
             done += len(chunk)
         file.flush()
         os.fsync(file.fileno())  # a power cut after the rename must not leave a hollow file
+    return "complete"
 
 
 def _verify(known: KnownCheckpoint, source: _Source, part: Path, progress: Progress) -> None:

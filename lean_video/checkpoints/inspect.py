@@ -28,17 +28,16 @@ class Report:
 def inspect(path: Path) -> Report:
     """Report on a checkpoint file or diffusers folder; reads headers only, and checks every tensor's name and shape.
 
-    Raises LeanVideoError when the path cannot be read as a model at all.
+    Raises LeanVideoError only when there is nothing at that path.
     """
-    if not path.is_dir():
-        header = read_header(path)
-        found = family(header)
-        if found != SVD:
-            return Report(path.name, found, problems=(f"{path.name} is {found or 'of no model this pack knows'}, not {SVD}.",))
+    if not path.exists():
+        raise LeanVideoError(f"There is no file {path}: check the name.")
+    found: str | None = None
     try:
+        found = None if path.is_dir() else family(read_header(path))
         layout, parts = svd_parts(path)
     except LeanVideoError as error:
-        return Report(path.name, SVD if not path.is_dir() else None, problems=(str(error),))
+        return Report(path.name, found, problems=(str(error),))
     return Report(
         file=path.name,
         family=SVD,

@@ -73,10 +73,8 @@ def stored_precision(parts: dict[str, Part]) -> str:
 def version(path: Path, parts: dict[str, Part]) -> str:
     """ "svd" or "svd_xt", with "_1_1" and "_image_decoder" where they apply: told from the name, since the networks are alike."""
     name = path.name.lower().replace("-", "_").replace(".", "_")
-    if path.is_dir():
-        base = "svd" if int(parts["unet"].config.get("num_frames", 25)) == 14 else "svd_xt"
-    else:
-        base = "svd_xt" if "xt" in name else "svd"
+    extended = int(parts["unet"].config.get("num_frames", 25)) != 14 if path.is_dir() else "xt" in name
+    base = "svd_xt" if extended else "svd"
     if "1_1" in name:
         base += "_1_1"
     return base + ("_image_decoder" if parts["vae"].kind == "image_vae" else "")

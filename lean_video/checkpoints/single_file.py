@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import LeanVideoError
-from ..models.parts import Part
+from ..models.parts import Kind, Part
 from .families import CLIP, CONDITION_ENCODER, UNET, VAE
 from .header import Header
 
@@ -40,7 +40,7 @@ def parts(header: Header) -> dict[str, Part]:
     return {"unet": _unet(header), "vae": _vae(header), "image_encoder": _image_encoder(header)}
 
 
-def _part(header: Header, kind: str, config: Mapping[str, Any], rename: Callable[[str], str | None], prefix: str) -> Part:
+def _part(header: Header, kind: Kind, config: Mapping[str, Any], rename: Callable[[str], str | None], prefix: str) -> Part:
     names: dict[str, str] = {}
     for name in header.tensors:
         if name.startswith(prefix):
@@ -227,10 +227,11 @@ def _image_encoder(header: Header) -> Part:
     head = next((size for size in _CLIP_HEAD_CHANNELS if width % size == 0), width)
     patch = header.shape(CLIP + "conv1.weight")[-1]
     positions = header.shape(CLIP + "positional_embedding")[0]
+    layers = _count(header, CLIP + "transformer.resblocks.")
     config = {
         "hidden_size": width,
         "intermediate_size": header.shape(CLIP + "transformer.resblocks.0.mlp.c_fc.weight")[0],
-        "num_hidden_layers": _count(header, CLIP + "transformer.resblocks."),
+        "num_hidden_layers": layers,
         "num_attention_heads": width // head,
         "image_size": round((positions - 1) ** 0.5) * patch,
         "patch_size": patch,
@@ -239,10 +240,7 @@ def _image_encoder(header: Header) -> Part:
         "layer_norm_eps": 1e-5,
     }
     part = _part(header, "image_encoder", config, _clip_name, CLIP)
-    split = {
-        f"vision_model.encoder.layers.{layer}.self_attn.in_proj": tuple(f"vision_model.encoder.layers.{layer}.self_attn.{p}_proj" for p in "qkv")
-        for layer in range(config["num_hidden_layers"])
-    }
+    split = {f"vision_model.encoder.layers.{layer}.self_attn.in_proj": tuple(f"vision_model.encoder.layers.{layer}.self_attn.{p}_proj" for p in "qkv") for layer in range(layers)}
     return Part(kind=part.kind, config=config, files=part.files, split=split, transposed=("visual_projection.weight",))
 
 

@@ -101,9 +101,7 @@ class Part:
                     stored |= {target: file.get_tensor(source) for target, source in names.items()}
             except (OSError, SafetensorError) as error:
                 raise LeanVideoError(f"{path.name} cannot be read ({error}): download it again.") from None
-        return {
-            name: tensor.to(torch.float32 if name.startswith(float32_prefixes or ("\0",)) else dtype) for name, tensor in self._arrange(stored).items()
-        }
+        return {name: tensor.to(torch.float32 if name.startswith(float32_prefixes or ("\0",)) else dtype) for name, tensor in self._arrange(stored).items()}
 
     def _arrange(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         """The file's tensors in the module's shapes; views, no copies."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def resident(device: torch.device, *modules: nn.Module) -> Iterator[None]:
+def resident(device: torch.device, *modules: nn.Module) -> Generator[None]:
     """Holds the modules' weights on `device` inside the block.
 
     Afterwards, also after an error, the modules have their host tensors back (memory-mapped ones included) and the device holds nothing of them.

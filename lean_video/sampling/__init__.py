@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .guidance import GUIDANCE_MODES, guide, guidance_scale
+from .guidance import GUIDANCE_MODES, guidance_scale, guide
 from .sample import sample
 from .schedules import SCHEDULES, sigmas
 from .solvers import SOLVERS
