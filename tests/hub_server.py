@@ -41,6 +41,7 @@ class HubServer:
     files        (repo id, file name) -> content
     gated        repo id -> the token that opens it; any other is refused as the hub refuses it
     valid_tokens when not None, a request with any other token is answered 401 as for wrong credentials, in every repo
+    renamed      old repo id -> the new one, to which the hub redirects
     hash_of      the SHA-256 the hub claims for a content
     drop_after   bytes of a body after which the CDN cuts the connection; None: never
     drops_left   how many connections are cut that way; None: all
@@ -52,6 +53,7 @@ class HubServer:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     gated: dict[str, str] = field(default_factory=dict)
     valid_tokens: set[str] | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
     hash_of: Callable[[bytes], str] = lambda content: hashlib.sha256(content).hexdigest()
     drop_after: int | None = None
     drops_left: int | None = None
@@ -103,6 +105,11 @@ class HubServer:
         if self.valid_tokens is not None and token and token not in self.valid_tokens:
             return _refuse(handler, 401, None, "Invalid credentials in Authorization header")
         repo, slash, rest = unquote(urlsplit(request.path).path).strip("/").partition("/resolve/")
+        if repo in self.renamed:
+            handler.send_response(307)
+            handler.send_header("Location", f"/{self.renamed[repo]}/resolve/{rest}")
+            handler.send_header("Content-Length", "0")
+            return handler.end_headers()
         if not slash or not any(repo == known for known, _ in self.files):
             return _refuse(handler, 404 if token else 401, "RepoNotFound", "Repository not found")
         if repo in self.gated and token != self.gated[repo]:
@@ -119,6 +126,8 @@ class HubServer:
             "X-Linked-Size": str(len(content)),
             "X-Linked-Etag": f'"{sha256}"',
             "ETag": f'"{sha256}"',
+            "X-Xet-Hash": sha256,  # as nearly every large file has today
+            "Link": f'<{self.endpoint}/api/models/{repo}/xet-read-token/{_COMMIT}>; rel="xet-auth"',
             "Accept-Ranges": "bytes",
             "Content-Length": "0",
         }.items():

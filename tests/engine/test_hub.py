@@ -125,7 +125,7 @@ def test_a_download_interrupted_half_way_goes_on_from_there(server: HubServer, f
     def then_the_cdn_is_gone(done: int, total: int) -> None:
         server.cdn_down = True
 
-    with pytest.raises(LeanVideoError, match=r"interrupted after 1\.57 MB of 3\.15 MB: choose it again"):
+    with pytest.raises(LeanVideoError, match=r"interrupted after 1\.57 MB of 3\.15 MB \(.+\): choose it again"):
         download(SVD_XT, folder, endpoint=server.endpoint, progress=then_the_cdn_is_gone)
     assert _partial_bytes(folder) == len(CONTENT) // 2
     assert not (folder / "svd_xt.safetensors").exists()
@@ -196,6 +196,20 @@ def test_a_process_that_is_killed_leaves_what_the_next_one_needs(server: HubServ
     server.chunk_s = 0
     assert download(SVD_XT, folder, endpoint=server.endpoint, progress=_ignore).read_bytes() == CONTENT
     assert server.bodies()[0].sent == len(CONTENT) - kept
+
+
+def test_a_line_that_stalls_is_dropped_and_taken_up_again(server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    server.chunk_s = 3600.0
+
+    def the_next_connection_flows(done: int, total: int) -> None:
+        if done:
+            server.chunk_s = 0.0
+
+    assert download(SVD_XT, folder, endpoint=server.endpoint, progress=the_next_connection_flows).read_bytes() == CONTENT
+    assert len(server.bodies()) > 1
 
 
 def test_a_server_that_ignores_the_range_is_read_from_the_start(server: HubServer, folder: Path) -> None:
@@ -277,6 +291,14 @@ def test_a_gated_file_comes_with_the_users_token_which_the_cdn_never_sees(server
     assert {request.headers.get("authorization") for request in hub_side} == {"Bearer hf_right"}
     assert cdn_side
     assert not any("authorization" in request.headers for request in cdn_side)
+
+
+def test_the_token_follows_a_renamed_repository_on_the_hub_itself(server: HubServer, folder: Path) -> None:
+    server.files["stabilityai/renamed", GATED.filename] = server.files.pop((GATED.repo_id, GATED.filename))
+    server.gated = {"stabilityai/renamed": "hf_right"}
+    server.renamed = {GATED.repo_id: "stabilityai/renamed"}
+    assert download(GATED, folder, endpoint=server.endpoint, token="hf_right", progress=_ignore).read_bytes() == CONTENT
+    assert not any("authorization" in body.headers for body in server.bodies())
 
 
 @pytest.mark.parametrize("known", [GATED, SVD_XT], ids=["gated", "open"])
