@@ -100,8 +100,7 @@ function restore(node) {
 }
 
 function showOutput(node, output) {
-  const text = notesOf(output);
-  if (text) panelOf(app, node).note(text);
+  addNotes(node, notesOf(output));
   if ((node.comfyClass ?? node.type) === COMBINE) showClips(node, output);
 }
 
@@ -195,10 +194,16 @@ function showNote({ node: id, text }) {
   const node = nodeOf(id);
   const toast = app.extensionManager?.toast;
   if (toast?.add) toast.add({ severity: "info", summary: node?.title || "Lean Video", detail: text, life: 6000 });
-  else if (node) {
-    const panel = panelOf(app, node);
-    if (!panel.noteText.split("\n").includes(text)) panel.note([panel.noteText, text].filter(Boolean).join("\n"));
-  }
+  else if (node) addNotes(node, text);
+}
+
+/** Adds the lines of `text` to those on the node, each once. */
+function addNotes(node, text) {
+  if (!text) return;
+  const panel = panelOf(app, node);
+  const lines = new Set([...panel.noteText.split("\n"), ...text.split("\n")]);
+  lines.delete("");
+  panel.note([...lines].join("\n"));
 }
 
 /** A node that runs again says again what there is to say. */

@@ -1,0 +1,60 @@
+"""The help pages that ComfyUI shows beside a node."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "js" / "docs"
+NAMES = sorted(page.stem for page in DOCS.glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[dict[str, Any]]:
+    """Node id → class, with the pack loaded as ComfyUI does, by its folder; no ComfyUI answers it."""
+    name = "pack_under_test"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None
+    assert spec.loader is not None
+    pack = importlib.util.module_from_spec(spec)
+    sys.modules[name] = pack
+    patch = pytest.MonkeyPatch()
+    try:
+        spec.loader.exec_module(pack)
+        host = sys.modules[f"{name}.nodes.host"]
+        for listing in ("model_names", "model_folders"):
+            patch.setattr(host, listing, lambda *_: [])
+        yield pack.NODE_CLASS_MAPPINGS
+    finally:
+        patch.undo()
+        for module in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+            del sys.modules[module]
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node(nodes: dict[str, Any]) -> None:
+    assert set(NAMES) == set(nodes)
+
+
+@pytest.mark.parametrize("node_id", NAMES)
+def test_a_help_page_names_every_input_and_output(node_id: str, nodes: dict[str, Any]) -> None:
+    inputs = nodes[node_id].INPUT_TYPES()
+    wanted = {*inputs.get("required", {}), *inputs.get("optional", {}), *nodes[node_id].RETURN_NAMES}
+    page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\*\*(\w+)\*\*|`(\w+)`", page))
+    assert wanted <= {word for pair in named for word in pair}
+
+
+@pytest.mark.parametrize("node_id", NAMES)
+def test_a_help_page_names_every_choice_of_a_short_list(node_id: str, nodes: dict[str, Any]) -> None:
+    page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+    inputs = nodes[node_id].INPUT_TYPES()
+    for name, (kind, *_) in {**inputs.get("required", {}), **inputs.get("optional", {})}.items():
+        if isinstance(kind, list) and name not in ("checkpoint", "format", "pixel_format"):
+            assert [choice for choice in kind if f"`{choice}`" not in page] == []
