@@ -1,0 +1,1 @@
+"""Exact low-memory forwards over the diffusers modules."""
