@@ -1,0 +1,147 @@
+"""Makes a video from a photograph in a real ComfyUI, over its HTTP API and websocket.
+
+`CHECKPOINT=file` runs a real checkpoint. Without it a small one with random weights is made: it
+shows that everything works, not what SVD can do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import get_comfyui
+from comfy_client import Client, Prompt, Rejected, Run
+from comfy_server import Server, link, needs_cpu
+from environment import ROOT, WORK, SetupError, say
+
+WORKFLOWS = ROOT / "workflows"
+RESULTS = ROOT / "demo-output"
+SMALL: dict[str, int] = {"width": 256, "height": 128, "frames": 8, "steps": 6}
+BAR = 30
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    try:
+        host = get_comfyui.find("one")[0]
+        own = _own_checkpoint()
+    except SetupError as error:
+        say(str(error))
+        return 1
+    say(f"ComfyUI {host.version} in {host.path}")
+    with tempfile.TemporaryDirectory(prefix="lean-video-demo-", ignore_cleanup_errors=True) as scratch:
+        server = Server(host, Path(scratch), flags=_flags(host))
+        RESULTS.mkdir(exist_ok=True)
+        link(RESULTS, server.output)
+        server.checkpoints.mkdir(parents=True)
+        checkpoint = own or _small_checkpoint()
+        link(checkpoint, server.checkpoints / checkpoint.name)
+        try:
+            with server:
+                run = _run(Client(server.url), checkpoint.name, small=own is None)
+        except (SetupError, Rejected, OSError) as error:
+            say(f"{error}\n{server.log_tail()}")
+            return 1
+        if run.status != "success":
+            say(f"\nThe run ended with: {run.message or run.status}\n{server.log_tail()}")
+            return 1
+    _report(run)
+    return 0
+
+
+def _own_checkpoint() -> Path | None:
+    named = os.environ.get("CHECKPOINT")
+    if not named:
+        return None
+    file = Path(named).expanduser().resolve()
+    if not file.is_file():
+        raise SetupError(f"CHECKPOINT is {file}, but there is no such file.")
+    return file
+
+
+def _small_checkpoint() -> Path:
+    script = ROOT / "scripts" / "make_checkpoint.py"
+    file = WORK / "small_svd.safetensors"
+    if not file.exists() or file.stat().st_mtime < script.stat().st_mtime:
+        say("Making a small checkpoint with random weights, in SVD's layout")
+        file.parent.mkdir(exist_ok=True)
+        subprocess.run([sys.executable, str(script), str(file)], check=True, stdout=sys.stderr)
+    return file
+
+
+def _flags(host: get_comfyui.Host) -> tuple[str, ...]:
+    if needs_cpu(host):
+        say("No accelerator found: running on the CPU.")
+        return ("--cpu",)
+    return ()
+
+
+def _run(client: Client, checkpoint: str, small: bool) -> Run:
+    """Upload the photograph, queue the shipped workflow and follow it."""
+    photo = client.upload(WORKFLOWS / "input" / "photo.jpg")
+    canvas = json.loads((WORKFLOWS / "image_to_video.json").read_text(encoding="utf-8"))
+    prompt: Prompt = json.loads((WORKFLOWS / "api" / "image_to_video.json").read_text(encoding="utf-8"))
+    changes: dict[str, Any] = {"checkpoint": checkpoint, "image": photo, **(SMALL if small else {})}
+    if small:
+        text = "{width}x{height}, {frames} frames and {steps} steps".format(**SMALL)
+        say(f"The weights are random, so the clip is made small: {text}.")
+    for node in prompt.values():
+        inputs = node["inputs"]
+        typed_in = (name for name, value in inputs.items() if not isinstance(value, list))
+        inputs.update({name: changes[name] for name in typed_in if name in changes})
+    follow = _Follower(prompt)
+    prompt_id = client.queue(prompt, canvas)
+    say(f"Queued workflows/api/image_to_video.json as {prompt_id}")
+    # A real checkpoint on a slow machine may take hours; Ctrl+C ends it.
+    run = client.wait(prompt_id, 24 * 3600, follow)
+    client.close()
+    follow.end()
+    return run
+
+
+class _Follower:
+    """A progress bar on stderr: one line for each node, drawn once where there is no terminal."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._titles = {number: node["_meta"]["title"] for number, node in prompt.items()}
+        self._node = ""
+        self._start = time.monotonic()
+
+    def __call__(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing" and data.get("node"):
+            self.end()
+            self._node, self._start = data["node"], time.monotonic()
+        elif kind == "progress" and self._node and sys.stderr.isatty():
+            self._draw(data["value"], data["max"])
+
+    def end(self) -> None:
+        if self._node:
+            self._draw(1, 1)
+            print(file=sys.stderr)
+            self._node = ""
+
+    def _draw(self, done: int, total: int) -> None:
+        filled = round(BAR * done / max(total, 1))
+        bar = "#" * filled + "." * (BAR - filled)
+        seconds = time.monotonic() - self._start
+        title = self._titles.get(self._node, self._node)
+        print(f"\r{title:18} [{bar}] {seconds:5.1f} s", end="", file=sys.stderr, flush=True)
+
+
+def _report(run: Run) -> None:
+    for output in run.outputs.values():
+        for file in output.get("lean_video_files", []):
+            print(f"{file['format']}: {RESULTS / file['subfolder'] / file['filename']}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
