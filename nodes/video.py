@@ -34,7 +34,7 @@ class VideoCombine:
                         "min": 0.01,
                         "max": 1000.0,
                         "step": 0.01,
-                        "tooltip": "Frames a second. 23.976, 29.97 and 59.94 become the exact broadcast rates. A GIF plays at most 50, a WebP 90.",
+                        "tooltip": "Frames a second. 23.976, 29.97 and 59.94 become the exact broadcast rates. A GIF plays at most 50, a WebP 90, AV1 240.",
                     },
                 ),
                 "format": (

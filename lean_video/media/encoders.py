@@ -65,24 +65,32 @@ class _Video:
         if preset.codec_tag:
             stream.codec_context.codec_tag = preset.codec_tag
         self._stream = stream
+        self._packets = 0
         self._sound = Soundtrack(self._container, audio, preset.audio_codec, preset.audio_rates) if audio and preset.audio_codec else None
 
     def write(self, frame_HWC: torch.Tensor, index: int) -> None:
         frame = _video_frame(self._size, self._settings.pixel_format, samples(frame_HWC, self._layout))
         _tag_colours(frame, self._layout.is_yuv)
         frame.pts, frame.time_base = index, 1 / self._settings.fps
-        self._container.mux(self._stream.encode(frame))
+        self._mux(self._stream.encode(frame))
         if self._sound:
             self._sound.advance((index + 1) / self._settings.fps)
 
     def finish(self, count: int) -> None:
-        self._container.mux(self._stream.encode(None))
+        self._mux(self._stream.encode(None))
         if self._sound:
             self._sound.finish(count / self._settings.fps)
         self._container.close()
 
     def abort(self) -> None:
         _let_go(self._container)
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if self._settings.preset.reorder is not None:
+                packet.dts = self._packets - self._settings.preset.reorder
+            self._packets += 1
+            self._container.mux(packet)
 
 
 class _Gif:
@@ -134,12 +142,12 @@ class _Gif:
         _let_go(self._container)
 
     def _drain(self) -> None:
-        import av
+        from av import error
 
         while True:
             try:
                 frame = self._graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError):
+            except (error.BlockingIOError, error.EOFError):
                 return
             frame.time_base = Fraction(1, 100)
             self._container.mux(self._stream.encode(frame))

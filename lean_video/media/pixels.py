@@ -92,7 +92,9 @@ def frame_tensor(frame: object, index: int) -> torch.Tensor:
         raise LeanVideoError(f"Frame {index} holds {frame_HWC.dtype}: frames are float from 0 to 1, or uint8.")
     frame_HWC = frame_HWC.float()
     if not bool(torch.isfinite(frame_HWC).all()):
-        raise LeanVideoError(f"Frame {index} holds NaN or infinite values, so nothing was written: look for the step before that overflowed, often a model in fp16, and use fp32 or bf16 there.")
+        raise LeanVideoError(
+            f"Frame {index} holds NaN or infinite values, so nothing was written: look for the step before that overflowed, often a model in fp16, and use fp32 or bf16 there."
+        )
     return frame_HWC.clamp(0, 1)
 
 

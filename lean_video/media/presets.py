@@ -45,7 +45,9 @@ class Preset:
 
     `pixel_formats` are FFmpeg's names, the first being what "auto" means; `browser` those of them that a browser plays.
     `kind` says who writes the file: "video" FFmpeg's muxer, "gif" the same behind a palette, "webp" and "png" our own writers.
-    `max_side` is in pixels; `max_fps` is the fastest rate that players honour.
+    Sides are in pixels; `max_fps` is the fastest rate that the encoder or players take.
+    `reorder`, where given, is by how many frames the decoding times must precede the shown ones: x265 leaves those of a clip of one or
+    two frames uninitialised, so they are counted afresh.
     """
 
     name: str
@@ -61,9 +63,11 @@ class Preset:
     codec_tag: str = ""
     audio_codec: str = ""
     audio_rates: tuple[int, ...] = ()
+    min_side: int = 1
     max_side: int = 16384
     max_fps: float = FPS_MAX
     lossless: bool = False
+    reorder: int | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -109,7 +113,9 @@ _TABLE = (
         codec_tag="hvc1",
         audio_codec="aac",
         audio_rates=_AAC_RATES,
+        min_side=16,
         max_side=8192,
+        reorder=2,
     ),
     Preset(
         "av1 (mp4)",
@@ -124,7 +130,9 @@ _TABLE = (
         container_options=_MP4,
         audio_codec="aac",
         audio_rates=_AAC_RATES,
+        min_side=4,
         max_side=8192,
+        max_fps=240.0,
     ),
     Preset(
         "vp9 (webm)",
@@ -158,8 +166,9 @@ _TABLE = (
         container="matroska",
         codec="ffv1",
         pixel_formats=("bgr0", "bgra", "gbrp10le", "gbrp16le", "gbrap16le", "yuv420p", "yuv444p", "yuv444p10le"),
-        options={"level": "3", "slices": "4", "slicecrc": "1", "g": "1"},
+        options={"level": "3", "slicecrc": "1", "g": "1"},
         audio_codec="flac",
+        min_side=2,
         lossless=True,
     ),
     Preset(

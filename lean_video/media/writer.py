@@ -18,11 +18,9 @@ from .pixels import LAYOUTS, frame_tensor, padded_size
 from .presets import AUTO, Preset, Settings, check_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from fractions import Fraction
     from types import TracebackType
-
-    from typing_extensions import Self
 
 PREVIEW_SIDE = 640
 
@@ -114,7 +112,7 @@ class VideoWriter:
             self.abort()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -170,6 +168,8 @@ class VideoWriter:
         preset = self.settings.preset
         if width < 1 or height < 1:
             raise LeanVideoError(f"The frames are {width}x{height}: give images with at least one pixel.")
+        if min(width, height) < preset.min_side:
+            raise LeanVideoError(f"The frames are {width}x{height} and {preset.name} needs at least {preset.min_side} pixels a side: scale them up or choose another format.")
         if max(width, height) > preset.max_side:
             raise LeanVideoError(f"The frames are {width}x{height} and {preset.name} holds at most {preset.max_side} pixels a side: scale them down or choose another format.")
         wide, high = padded_size(width, height, LAYOUTS[self.settings.pixel_format])
@@ -308,7 +308,7 @@ _DISK_ERRORS = {
 
 
 @contextlib.contextmanager
-def _sentences(path: Path, what: str = "") -> Iterator[None]:
+def _sentences(path: Path, what: str = "") -> Generator[None, None, None]:
     """Turns what the disk and FFmpeg raise into a LeanVideoError about `path`."""
     try:
         yield
@@ -318,9 +318,8 @@ def _sentences(path: Path, what: str = "") -> Iterator[None]:
         reason = _DISK_ERRORS.get(error.errno or 0) or f"the system says: {error.strerror or error}"
         raise LeanVideoError(f"{path.name} could not be written in {path.parent}: {reason}.") from error
     except Exception as error:
-        import av
+        from av.error import FFmpegError
 
-        if not isinstance(error, av.error.FFmpegError):
+        if not isinstance(error, FFmpegError):
             raise
-        said = error.log[2].strip() if error.log else error.strerror
-        raise LeanVideoError(f"The encoder refused {what} ({said}): choose another size, frame rate, format or pixel format.") from error
+        raise LeanVideoError(f"The encoder refused {what} ({error.strerror}): choose another size, frame rate, format or pixel format.") from error
