@@ -95,22 +95,25 @@ const SHOWN = Symbol("lean video clips");
 function restore(node) {
   const id = String(node.id);
   const inSubgraph = node.graph && !node.graph.isRootGraph && node.graph.id ? `${node.graph.id}:${id}` : id;
-  const output = app.nodeOutputs?.[inSubgraph] ?? app.nodeOutputs?.[id];
-  if (output?.images?.length) showClips(node, output);
+  const output = app.nodeOutputs?.[inSubgraph];
+  if (output?.images?.length) showClips(node, output, false);
 }
 
 function showOutput(node, output) {
   addNotes(node, notesOf(output));
-  if ((node.comfyClass ?? node.type) === COMBINE) showClips(node, output);
+  if ((node.comfyClass ?? node.type) === COMBINE) showClips(node, output, true);
 }
 
-function showClips(node, output) {
+/** `fresh`: from a run just now, so a file of the same name in the temporary folder may be another clip. */
+function showClips(node, output, fresh) {
+  const shown = node[SHOWN];
+  if (!fresh && shown && shown.images === output.images) return;
   const clips = clipsOf(output);
+  if (!clips.length) return;
   const key = JSON.stringify(clips);
-  // The same name may be written again in the temporary folder: a new output is a new clip.
-  if (!clips.length || (node[SHOWN]?.key === key && node[SHOWN].images === output.images)) return;
-  if (node[SHOWN]?.key === key && existingPanel(node)?.media && !clips.some((clip) => clip.shown.type === "temp")) {
-    node[SHOWN].images = output.images;
+  const rewritten = fresh && clips.some((clip) => clip.shown.type === "temp");
+  if (shown?.key === key && existingPanel(node)?.media && !rewritten) {
+    shown.images = output.images;
     return;
   }
   node[SHOWN] = { key, images: output.images };
