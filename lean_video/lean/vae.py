@@ -47,7 +47,7 @@ def decode(
 ) -> Tensor:
     """Pictures [T,H,W,3] in 0..1 of a clip of latents that are already divided by the VAE's scaling factor.
 
-    Equals `vae.decode(z, num_frames=T)` of the whole clip up to rounding. Computes in the VAE's dtype, on its device
+    Equals `vae.decode(z, num_frames=T)` of the whole clip up to rounding. Computes in the decoder's dtype, on its device
     (norm statistics in higher precision); a VAE that needs upcasting must be given upcast. Pictures are written to
     `out_THW3` (contiguous; default: new, float32, on the CPU) as they are finished.
 
@@ -56,10 +56,10 @@ def decode(
     progress: called with (done, total) after every layer of every chunk; may raise to cancel.
     Raises LeanVideoError for latents of another kind.
     """
-    chunking = _Chunking(frames, chunk_elements or default_chunk_elements(vae.device))
+    chunking = _Chunking(frames, chunk_elements or default_chunk_elements(vae.decoder.conv_in.weight.device))
     _check_latents(z_T4hw, vae.config["latent_channels"])
     out_THW3 = _output_for(z_T4hw, _upscale(vae.decoder), out_THW3)
-    chunks = _frame_chunks(z_T4hw, frames, vae)
+    chunks = _frame_chunks(z_T4hw, frames, vae.decoder.conv_in.weight)
     if hasattr(vae.decoder, "time_conv_out"):
         _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw.shape, chunks, out_THW3, chunking, progress)
     else:
@@ -68,17 +68,15 @@ def decode(
 
 
 @torch.no_grad()
-def encode_mode(
-    vae: AutoencoderKLTemporalDecoder | AutoencoderKL, x_B3HW: Tensor, *, progress: Progress | None = None
-) -> Tensor:
-    """The mode of the latent distribution of each image, [B,4,h,w], not scaled, in the VAE's dtype on its device.
+def encode_mode(vae: AutoencoderKLTemporalDecoder | AutoencoderKL, x_B3HW: Tensor, *, progress: Progress | None = None) -> Tensor:
+    """The mode of the latent distribution of each image, [B,4,h,w], not scaled, in the encoder's dtype on its device.
 
     x_B3HW: images in -1..1, H and W multiples of the VAE's factor.
     progress: called with (done, total) after every layer of every image; may raise to cancel.
     """
     ops = _encoder_ops(vae)
     meter = _Meter(len(ops) * len(x_B3HW), progress)
-    moments = _run_frames(ops, _frame_chunks(x_B3HW, 1, vae), meter.tick)
+    moments = _run_frames(ops, _frame_chunks(x_B3HW, 1, vae.encoder.conv_in.weight), meter.tick)
     return torch.cat([m.chunk(2, dim=1)[0] for m in moments])
 
 
@@ -179,9 +177,7 @@ def _temporal_stages(decoder: TemporalDecoder) -> list[_Stage]:
 
     first, *rest = _children(decoder.mid_block, "resnets")
     end_stage(first)
-    for attention, block in zip(
-        decoder.mid_block.attentions, rest, strict=False
-    ):  # diffusers, too, stops at the shorter
+    for attention, block in zip(decoder.mid_block.attentions, rest, strict=False):  # diffusers, too, stops at the shorter
         ops.append(attention)
         end_stage(block)
     for up_block in decoder.up_blocks:
@@ -284,8 +280,9 @@ def _drain(clip: Clip) -> Iterator[Tensor]:
         yield clip.pop()
 
 
-def _frame_chunks(x_BCHW: Tensor, frames: int, vae: AutoencoderKLTemporalDecoder | AutoencoderKL) -> Iterator[Tensor]:
-    return (x_FCHW.to(vae.device, vae.dtype) for x_FCHW in x_BCHW.split(frames))
+def _frame_chunks(x_BCHW: Tensor, frames: int, weight: Tensor) -> Iterator[Tensor]:
+    """Chunks of frames, where and as the weight is: encoder and decoder may lie on different devices in different dtypes."""
+    return (x_FCHW.to(weight.device, weight.dtype) for x_FCHW in x_BCHW.split(frames))
 
 
 def _to_picture(rgb: Tensor, dtype: torch.dtype) -> Tensor:
