@@ -287,9 +287,9 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
         raise LeanVideoError("The latents hold NaN or infinity, so no frame can be decoded: sample again in fp32 or bf16.")
     vae = model.vae
     modules = [vae.decoder] + ([vae.post_quant_conv] if getattr(vae, "post_quant_conv", None) is not None else [])
-    with torch.inference_mode(), resident(device, *modules):
+    with resident(device, *modules):
         z = (latents_T4hw.float() / model.scaling_factor).to(device, model.dtype)
-        return lean_vae.decode(vae, z, progress=progress).clone()
+        return lean_vae.decode(vae, z, progress=progress)
 
 
 def preview(latents_T4hw: Tensor) -> Tensor:
