@@ -13,7 +13,24 @@ from typing import Any
 from ..errors import LeanVideoError
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
-_ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 # First bytes of files that people put where a checkpoint belongs.
 _FOREIGN = (
@@ -81,15 +98,17 @@ def read_header(path: Path) -> Header:
         entries: dict[str, dict[str, Any]] = json.loads(raw)
         entries.pop("__metadata__", None)
         tensors = {name: TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"])) for name, entry in entries.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-        for name, entry in entries.items():
-            first, last = (int(offset) for offset in entry["data_offsets"])
-            if last - first != tensors[name].parameters * _ITEM_BYTES[tensors[name].dtype]:
+        end = 0
+        for first, last, name in sorted((*(int(offset) for offset in entry["data_offsets"]), name) for name, entry in entries.items()):
+            if first != end or last - first != tensors[name].parameters * _ITEM_BYTES[tensors[name].dtype]:
                 raise ValueError(name)
+            end = last
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise LeanVideoError(f"{path.name} is corrupt: its header cannot be understood. Download it again.") from None
     if size < 8 + length + end:
         raise LeanVideoError(_truncated(path))
+    if size > 8 + length + end:
+        raise LeanVideoError(f"{path.name} is corrupt: it goes on after its last tensor. Download it again.")
     return Header(path, MappingProxyType(tensors))
 
 
