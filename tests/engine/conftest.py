@@ -1,0 +1,92 @@
+"""Checkpoints of random weights in the true layout, and what tests of the engine share."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_checkpoint import SIZES, Size, layout, random_weights
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lean_video.checkpoints import open_svd
+from lean_video.models.svd import SVDModel
+
+CPU = torch.device("cpu")
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+WriteHeader = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def small_weights() -> dict[str, Tensor]:
+    return random_weights(layout(SIZES["small"]))
+
+
+@pytest.fixture(scope="session")
+def small_file(folder: Path, small_weights: dict[str, Tensor]) -> Path:
+    """A float32 SVD checkpoint of 14M parameters."""
+    path = folder / "small_svd_xt.safetensors"
+    save_file(small_weights, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(small_file: Path) -> SVDModel:
+    """The small checkpoint, opened in float32 for the whole session."""
+    return open_svd(small_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_size() -> Size:
+    return SIZES["tiny"]
+
+
+@pytest.fixture(scope="session")
+def tiny_file(folder: Path, tiny_size: Size) -> Path:
+    path = folder / "tiny_svd.safetensors"
+    save_file(random_weights(layout(tiny_size), seed=1), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def image_decoder_file(folder: Path, tiny_size: Size) -> Path:
+    path = folder / "tiny_svd_image_decoder.safetensors"
+    save_file(random_weights(layout(replace(tiny_size, image_decoder=True)), seed=2), path)
+    return path
+
+
+@pytest.fixture
+def write_header(tmp_path: Path) -> WriteHeader:
+    """Writes a real safetensors header whose data is a hole in the file: a checkpoint of any size for a few kilobytes of disk."""
+
+    def write(shapes: Mapping[str, tuple[int, ...]], name: str = "model.safetensors", dtype: str = "F32") -> Path:
+        entries: dict[str, Any] = {}
+        end = 0
+        for tensor, shape in shapes.items():
+            start, end = end, end + ITEM_BYTES[dtype] * torch.Size(shape).numel()
+            entries[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        header = json.dumps(entries).encode()
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + end)
+        return path
+
+    return write
+
+
+def relative(ours: Tensor, reference: Tensor) -> float:
+    """Relative L2 distance, in float64."""
+    return float((ours.double() - reference.double()).norm() / reference.double().norm())
