@@ -22,6 +22,8 @@ def clip_pixels(image_1CHW: Tensor, side: int) -> Tensor:
     import torch
     from kornia.geometry.transform import resize
 
+    height, width = image_1CHW.shape[-2:]
+    image_1CHW = image_1CHW.expand(-1, -1, max(height, 2), max(width, 2))  # the blur mirrors at the edges, which takes a second pixel
     pixels = resize(image_1CHW * 2 - 1, (side, side), interpolation="bicubic", align_corners=True, antialias=True)
     mean, std = torch.tensor(_CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(_CLIP_STD).view(1, 3, 1, 1)
     return ((pixels + 1) / 2 - mean) / std
