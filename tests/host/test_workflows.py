@@ -12,7 +12,7 @@ import pytest
 from comfy_client import Prompt
 from comfy_server import Server
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from tests.host import workflow_files as files
 from tests.host.comfy import CHECKPOINT, Comfy
@@ -111,7 +111,7 @@ def test_image_to_video_makes_an_mp4_and_its_frames(comfy: Comfy, server: Server
 
 
 def test_video_to_video_keeps_the_length_of_its_start_clip(comfy: Comfy, tmp_path: Path) -> None:
-    _upload_clip(comfy, tmp_path, frames=6, size=(128, 64))
+    comfy.upload(files.small_clip(tmp_path))
     run = comfy.run(_small(files.api_twin("video_to_video")))
     assert run.status == "success", run.message
     movie = next(out["lean_video_files"][0] for out in run.outputs.values() if "lean_video_files" in out)
@@ -121,11 +121,3 @@ def test_video_to_video_keeps_the_length_of_its_start_clip(comfy: Comfy, tmp_pat
 
 def _luma(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     return (picture @ np.array([0.2126, 0.7152, 0.0722])).ravel()
-
-
-def _upload_clip(comfy: Comfy, folder: Path, frames: int, size: tuple[int, int]) -> None:
-    """The shipped clip, cut short and made small."""
-    with Image.open(files.FOLDER / "input" / "clip.webp") as clip:
-        small = [frame.convert("RGB").resize(size) for frame in ImageSequence.Iterator(clip)][:frames]
-    small[0].save(folder / "clip.webp", save_all=True, append_images=small[1:], lossless=True)
-    comfy.upload(folder / "clip.webp")

@@ -8,6 +8,7 @@ from typing import Any
 
 from comfy_client import Prompt
 from environment import ROOT
+from PIL import Image, ImageSequence
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
@@ -85,6 +86,14 @@ def upload_inputs(client: Any) -> None:
     for file in sorted((FOLDER / "input").iterdir()):
         if file.suffix != ".txt":
             client.upload(file)
+
+
+def small_clip(folder: Path) -> Path:
+    """The shipped clip, six frames of 128x64, under its own name in `folder`."""
+    with Image.open(FOLDER / "input" / "clip.webp") as clip:
+        frames = [frame.convert("RGB").resize((128, 64)) for frame in ImageSequence.Iterator(clip)][:6]
+    frames[0].save(folder / "clip.webp", save_all=True, append_images=frames[1:], lossless=True)
+    return folder / "clip.webp"
 
 
 def thumbnail(name: str) -> Path:
