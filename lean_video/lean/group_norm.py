@@ -30,9 +30,7 @@ class GroupStatistics:
         row_mean = rows.mean(-1, keepdim=True)
         # Not vector_norm: on the CPU it adds up float32 in one long chain and loses two digits; sum is pairwise.
         row_squares = rows.sub(row_mean).square_().sum(-1)
-        self._merge(
-            self._by_group(row_mean.squeeze(-1), channel_axis), self._by_group(row_squares, channel_axis), rows.shape[2]
-        )
+        self._merge(self._by_group(row_mean.squeeze(-1), channel_axis), self._by_group(row_squares, channel_axis), rows.shape[2])
 
     def scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The norm as one multiply-add per channel: two [C,1,1] tensors for inputs of `dtype`, in at least float32."""
