@@ -55,7 +55,7 @@ def randomise(vae: Any) -> Any:
         elif name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
     last = vae.decoder.conv_out if isinstance(vae, AutoencoderKL) else vae.decoder.time_conv_out
-    nn.init.normal_(last.weight, std=0.02)
+    nn.init.normal_(last.weight, std=0.05)
     nn.init.zeros_(last.bias)
     return vae.eval().requires_grad_(False)
 
