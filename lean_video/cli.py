@@ -171,6 +171,8 @@ def _check_render(options: argparse.Namespace) -> None:
         raise LeanVideoError(f"The motion bucket {options.motion_bucket} is out of range: choose 0 to 1023.")
     if not 0 <= options.augmentation <= 10:
         raise LeanVideoError(f"The augmentation {options.augmentation} is out of range: choose 0 to 10.")
+    if not all(0 <= scale <= 100 for scale in options.guidance):
+        raise LeanVideoError("The guidance {} {} is out of range: choose 0 to 100.".format(*options.guidance))
     for name, seed in (("seed", options.seed), ("augmentation seed", options.augmentation_seed)):
         if not 0 <= seed < 2**64:
             raise LeanVideoError(f"The {name} {seed} is out of range: choose 0 to {2**64 - 1}.")
