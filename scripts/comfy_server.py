@@ -96,9 +96,7 @@ class Server:
         # A pip or pytest that runs us must not leak its import paths into the server.
         env.pop("PYTHONPATH", None)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self.base, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(command, cwd=self.base, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + START_S
         while not self._answers():
             if not self.alive or time.monotonic() > deadline:

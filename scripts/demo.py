@@ -40,7 +40,7 @@ def main() -> int:
         RESULTS.mkdir(exist_ok=True)
         link(RESULTS, server.output)
         server.checkpoints.mkdir(parents=True)
-        checkpoint = own or _small_checkpoint()
+        checkpoint = own or small_checkpoint()
         link(checkpoint, server.checkpoints / checkpoint.name)
         try:
             with server:
@@ -65,7 +65,8 @@ def _own_checkpoint() -> Path | None:
     return file
 
 
-def _small_checkpoint() -> Path:
+def small_checkpoint() -> Path:
+    """A small checkpoint with random weights, made once."""
     script = ROOT / "scripts" / "make_checkpoint.py"
     file = WORK / "small_svd.safetensors"
     if not file.exists() or file.stat().st_mtime < script.stat().st_mtime:

