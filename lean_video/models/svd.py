@@ -167,7 +167,7 @@ def condition(
 
 
 def encode_clip(model: SVDModel, frames_THWC: Tensor, *, device: torch.device, progress: Progress = _silent) -> Tensor:
-    """Latents [T,4,h,w] (scaled, as ComfyUI keeps them) of a clip [T,H,W,C] 0..1, resized to the nearest size the UNet can take.
+    """Latents [T,4,h,w], as ComfyUI's LATENT, of a clip [T,H,W,C] 0..1, resized to the nearest size the UNet can take.
 
     The start clip of video to video.
     """
@@ -182,7 +182,7 @@ def encode_clip(model: SVDModel, frames_THWC: Tensor, *, device: torch.device, p
             pixels = fit(check_image(frame), width, height, "stretch") * 2 - 1
             latents.append(lean_vae.encode_mode(vae, pixels.to(device)).float().cpu())
             progress(i + 1, len(frames_THWC))
-    return torch.cat(latents) * model.scaling_factor
+    return torch.cat(latents)
 
 
 def _encode(model: SVDModel, pixels_1CHW: Tensor, device: torch.device) -> Tensor:
@@ -207,9 +207,9 @@ def sample_clip(
     strength: float = 1.0,
     on_step: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
 ) -> Tensor:
-    """Latents [T,4,h,w] of a clip: float32 on the CPU, scaled as ComfyUI's LATENT (divide by `model.scaling_factor` for the VAE).
+    """Latents [T,4,h,w] of a clip: float32 on the CPU, as ComfyUI's LATENT: in the VAE's own scale, which is the network's divided by `model.scaling_factor`.
 
-    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents of the same scale.
+    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents in the network's scale.
     Raises LeanVideoError when the start clip has another size than the conditioning.
     """
     check_frames(frames)
@@ -218,12 +218,14 @@ def sample_clip(
     if start_T4hw is not None and tuple(start_T4hw.shape) != shape:
         got, size = tuple(start_T4hw.shape), (width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
         raise LeanVideoError(f"The start latents have the shape {list(got)}, this clip needs {list(shape)}: make them with {frames} frames of {size[0]}x{size[1]} pixels.")
+    if start_T4hw is not None and strength <= 0:
+        return start_T4hw.float()
     unet = model.unet
     with resident(device, unet):
         with_image = denoiser(unet, conditioning, frames, device)
         without = denoiser(unet, _blank(conditioning), frames, device)
         scale = guidance_scale(guidance_mode, frames, *guidance)
-        return sample(
+        latents = sample(
             guide(with_image, without, scale),
             shape,
             steps=steps,
@@ -231,10 +233,11 @@ def sample_clip(
             device=device,
             solver=solver,
             schedule=schedule,
-            start_T4hw=start_T4hw,
+            start_T4hw=None if start_T4hw is None else start_T4hw * model.scaling_factor,
             strength=strength,
             on_step=on_step,
         )
+    return latents / model.scaling_factor
 
 
 def _blank(conditioning: Conditioning) -> Conditioning:
@@ -274,7 +277,7 @@ def denoiser(unet: Any, conditioning: Conditioning, frames: int, device: torch.d
 
 
 def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, progress: Progress = _silent) -> Tensor:
-    """Frames [T,H,W,3], float32 0..1 on the CPU, of latents scaled as ComfyUI's LATENT. Time is mixed over the whole clip: no seams.
+    """Frames [T,H,W,3], float32 0..1 on the CPU, of latents as in ComfyUI's LATENT. Time is mixed over the whole clip: no seams.
 
     Raises LeanVideoError for latents of another model's shape or holding NaN.
     """
@@ -288,12 +291,12 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
     vae = model.vae
     modules = [vae.decoder] + ([vae.post_quant_conv] if getattr(vae, "post_quant_conv", None) is not None else [])
     with resident(device, *modules):
-        z = (latents_T4hw.float() / model.scaling_factor).to(device, model.dtype)
+        z = latents_T4hw.to(device, model.dtype)
         return lean_vae.decode(vae, z, progress=progress)
 
 
 def preview(latents_T4hw: Tensor) -> Tensor:
-    """A rough picture [T,h,w,3], uint8 on the CPU, of a clip's latents, one pixel for each: cheap enough for every step."""
+    """A rough picture [T,h,w,3], uint8 on the CPU, of latents in the network's scale, one pixel for each: cheap enough for every step."""
     import torch
 
     rgb = latents_T4hw.float().movedim(1, -1) @ torch.tensor(_LATENT_TO_RGB, device=latents_T4hw.device)

@@ -94,7 +94,7 @@ def test_a_clip_equals_stock_diffusers_pipeline_from_image_to_frames(clip: tuple
     latents = pipeline(picture, output_type="latent", **options).frames[0]
     _, ours = clip
     assert ours.shape == (FRAMES, 4, HEIGHT // 8, WIDTH // 8)
-    assert relative(ours, latents) < 2e-5
+    assert relative(ours * 0.18215, latents) < 2e-5  # ComfyUI's LATENT is divided by the scaling factor already
     frames = pipeline(picture, output_type="pt", **options).frames[0].permute(0, 2, 3, 1)
     decoded = decode_clip(small, ours, device=CPU)
     assert decoded.shape == (FRAMES, HEIGHT, WIDTH, 3)
@@ -104,12 +104,12 @@ def test_a_clip_equals_stock_diffusers_pipeline_from_image_to_frames(clip: tuple
 def test_decode_equals_the_stock_decode_of_the_whole_clip(clip: tuple[Conditioning, Tensor], small: SVDModel) -> None:
     _, latents = clip
     with torch.no_grad():
-        stock = small.vae.decode(latents / 0.18215, num_frames=FRAMES).sample.permute(0, 2, 3, 1)
+        stock = small.vae.decode(latents, num_frames=FRAMES).sample.permute(0, 2, 3, 1)
     ours = decode_clip(small, latents, device=CPU)
     assert ours.dtype == torch.float32
     assert relative(ours, (stock / 2 + 0.5).clamp(0, 1)) < 1e-5
     with torch.no_grad():
-        chunked = small.vae.decode(latents[:2] / 0.18215, num_frames=2).sample.permute(0, 2, 3, 1)
+        chunked = small.vae.decode(latents[:2], num_frames=2).sample.permute(0, 2, 3, 1)
     assert relative(ours[:2], (chunked / 2 + 0.5).clamp(0, 1)) > 1e-3  # a decode in chunks is another picture
 
 
@@ -207,12 +207,12 @@ def test_without_guidance_the_network_is_run_once_a_step(small: SVDModel, clip: 
 # Video to video
 
 
-def test_a_clip_is_encoded_frame_by_frame_scaled_as_core_keeps_latents(small: SVDModel) -> None:
+def test_a_clip_is_encoded_frame_by_frame_in_the_vae_s_own_scale_as_core_keeps_latents(small: SVDModel) -> None:
     frames = torch.stack([photo(64, 128, seed) for seed in range(3)])
     done: list[tuple[int, int]] = []
     ours = encode_clip(small, frames, device=CPU, progress=lambda i, n: done.append((i, n)))
     with torch.no_grad():
-        stock = small.vae.encode(frames.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode() * 0.18215
+        stock = small.vae.encode(frames.permute(0, 3, 1, 2) * 2 - 1).latent_dist.mode()
     assert relative(ours, stock) < 1e-5
     assert done == [(1, 3), (2, 3), (3, 3)]
 
@@ -314,7 +314,7 @@ def test_image_decoder_checkpoints_run_from_image_to_frames(image_decoder_file: 
     conditioning = condition(model, photo(32, 48), 48, 32, device=CPU)
     latents = sample_clip(model, conditioning, frames=3, steps=2, device=CPU)
     with torch.no_grad():
-        stock = model.vae.decode(latents / 0.18215).sample.permute(0, 2, 3, 1)
+        stock = model.vae.decode(latents).sample.permute(0, 2, 3, 1)
     assert relative(decode_clip(model, latents, device=CPU), (stock / 2 + 0.5).clamp(0, 1)) < 1e-5
 
 
