@@ -381,5 +381,5 @@ print(peak() - short)
 def test_memory_does_not_grow_with_the_length_of_the_clip(tmp_path: Path, name: str, count: int) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path), name, PRESETS[name].extension, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    # The 90 frames more of the shorter ones would be 237 MiB in float32 and 59 MiB in 8 bits.
-    assert float(done.stdout) < 25
+    # The 90 frames more of the shorter ones would be 237 MiB in float32 and 59 MiB in 8 bits; the 240 of H.264 at least 79. Its lookahead fills a little differently from run to run.
+    assert float(done.stdout) < 40
