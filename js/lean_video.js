@@ -88,6 +88,10 @@ function withoutImages(node) {
   if (Object.getOwnPropertyDescriptor(node, "imgs")?.get) return;
   Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set: () => {} });
   node.setSizeForImage = () => {};
+  // A still preview that came first has left its widget, which fails to draw without its image.
+  const still = node.widgets?.findIndex((widget) => widget.name === "$$canvas-image-preview") ?? -1;
+  if (still >= 0) node.widgets.splice(still, 1);
+  node.imageIndex = null;
 }
 
 const SHOWN = Symbol("lean video clips");
