@@ -70,7 +70,7 @@ def core(host: Host, weights_and_inputs: tuple[Path, dict[str, Tensor]], tmp_pat
     save_file(inputs, scratch / "inputs.safetensors")
     command = [str(host.python), str(SCRIPT), str(checkpoint), str(scratch / "inputs.safetensors"), str(scratch / "answers.safetensors")]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env |= {"OMP_NUM_THREADS": "2", "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=host.path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return Core(inputs, load_file(scratch / "answers.safetensors"), open_svd(checkpoint))
