@@ -161,10 +161,10 @@ def _preset(out: Path) -> str:
 
 def _check_render(options: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
-    from .models.svd import MAX_STEPS
+    from .models.svd import check_clip, check_steps
 
-    if not 1 <= options.steps <= MAX_STEPS:
-        raise LeanVideoError(f"{options.steps} steps cannot be taken: ask for 1 to {MAX_STEPS}.")
+    check_steps(options.steps)
+    check_clip(options.frames, options.width, options.height)
     if not 1 <= options.fps <= 120:
         raise LeanVideoError(f"{options.fps} fps cannot be asked for: choose 1 to 120.")
     if not 0 <= options.motion_bucket <= 1023:

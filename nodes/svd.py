@@ -271,10 +271,13 @@ class TemporalSampler:
 
     @classmethod
     def VALIDATE_INPUTS(cls, frames: int | None = None, steps: int | None = None) -> bool | str:
-        if frames is not None and not 1 <= frames <= svd.MAX_FRAMES:
-            return f"A clip of {frames} frames cannot be made: ask for 1 to {svd.MAX_FRAMES} frames."
-        if steps is not None and not 1 <= steps <= svd.MAX_STEPS:
-            return f"{steps} steps cannot be taken: ask for 1 to {svd.MAX_STEPS}."
+        try:
+            if frames is not None:
+                svd.check_frames(frames)
+            if steps is not None:
+                svd.check_steps(steps)
+        except LeanVideoError as error:
+            return str(error)
         return True
 
     def run(

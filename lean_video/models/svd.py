@@ -33,6 +33,7 @@ SPATIAL_FACTOR = 8  # of the VAE
 MAX_FRAMES = 1024
 MAX_SIDE = 4096
 MAX_STEPS = 1000
+MAX_CLIP_PIXELS = 1024 * 1024 * 576  # of all frames together: as float32 frames they take 7 GiB
 
 # What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
 _LATENT_TO_RGB = ((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177))
@@ -125,6 +126,19 @@ def check_frames(frames: int) -> None:
         raise LeanVideoError(f"A clip of {frames} frames cannot be made: ask for 1 to {MAX_FRAMES} frames.")
 
 
+def check_steps(steps: int) -> None:
+    """Raises LeanVideoError for a step count that no run should be asked for."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise LeanVideoError(f"{steps} steps cannot be taken: ask for 1 to {MAX_STEPS}.")
+
+
+def check_clip(frames: int, width: int, height: int) -> None:
+    """Raises LeanVideoError for a clip of more pixels than a request may make us hold."""
+    check_frames(frames)
+    if frames * width * height > MAX_CLIP_PIXELS:
+        raise LeanVideoError(f"A clip of {frames} frames of {width}x{height} is too large: at this size ask for at most {MAX_CLIP_PIXELS // (width * height)} frames.")
+
+
 def condition(
     model: SVDModel,
     image_HWC: Tensor,
@@ -173,8 +187,8 @@ def encode_clip(model: SVDModel, frames_THWC: Tensor, *, device: torch.device, p
     """
     import torch
 
-    check_frames(len(frames_THWC))
     width, height = round_size(model, frames_THWC.shape[2], frames_THWC.shape[1])
+    check_clip(len(frames_THWC), width, height)
     latents: list[Tensor] = []
     vae = model.vae
     with torch.inference_mode(), resident(device, vae.encoder, vae.quant_conv):
@@ -210,10 +224,11 @@ def sample_clip(
     """Latents [T,4,h,w] of a clip: float32 on the CPU, as ComfyUI's LATENT: in the VAE's own scale, which is the network's divided by `model.scaling_factor`.
 
     Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents in the network's scale.
-    Raises LeanVideoError when the start clip has another size than the conditioning.
+    Raises LeanVideoError for a clip or step count that is too large, and when the start clip has another size than the conditioning.
     """
-    check_frames(frames)
     height, width = conditioning.latent_size
+    check_clip(frames, width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
+    check_steps(steps)
     shape = (frames, LATENT_CHANNELS, height, width)
     if start_T4hw is not None and tuple(start_T4hw.shape) != shape:
         got, size = tuple(start_T4hw.shape), (width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
@@ -285,7 +300,7 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
 
     if latents_T4hw.ndim != 4 or latents_T4hw.shape[1] != LATENT_CHANNELS or 0 in latents_T4hw.shape:
         raise LeanVideoError(f"Latents of shape {list(latents_T4hw.shape)} are not an SVD clip: [frames, {LATENT_CHANNELS}, height/8, width/8] is.")
-    check_frames(len(latents_T4hw))
+    check_clip(len(latents_T4hw), latents_T4hw.shape[3] * SPATIAL_FACTOR, latents_T4hw.shape[2] * SPATIAL_FACTOR)
     if not bool(torch.isfinite(latents_T4hw).all()):
         raise LeanVideoError("The latents hold NaN or infinity, so no frame can be decoded: sample again in fp32 or bf16.")
     vae = model.vae

@@ -366,3 +366,15 @@ def test_results_are_ordinary_tensors(clip: tuple[Conditioning, Tensor], small: 
     conditioning, latents = clip
     tensors = (conditioning.image_embedding, conditioning.concat_latents, latents, decode_clip(small, latents[:1], device=CPU))
     assert not any(tensor.is_inference() or tensor.requires_grad for tensor in tensors)
+
+
+@pytest.mark.parametrize(("frames", "steps", "says"), [(FRAMES, 0, "0 steps"), (FRAMES, 10**6, "1000000 steps"), (10_000, 1, "10000 frames")])
+def test_a_run_that_would_never_end_is_refused(frames: int, steps: int, says: str, small: SVDModel, clip: tuple[Conditioning, Tensor]) -> None:
+    with pytest.raises(LeanVideoError, match=says):
+        sample_clip(small, clip[0], frames=frames, steps=steps, device=CPU)
+
+
+def test_a_clip_of_more_pixels_than_a_request_may_hold_is_refused(small: SVDModel) -> None:
+    wide = Conditioning(torch.zeros(1, 1, 64), torch.zeros(1, 4, 512, 512), 6, 127, 0.0)
+    with pytest.raises(LeanVideoError, match=r"1024 frames of 4096x4096 is too large: at this size ask for at most 36 frames\."):
+        sample_clip(small, wide, frames=1024, steps=1, device=CPU)
