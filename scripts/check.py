@@ -34,6 +34,8 @@ def main() -> int:
         return 1
     given = sys.argv[1:]
     failed = [] if given else [check for check in CHECKS if _run(str(BIN / check[0]), *check[1:])]
+    if not given and (node := shutil.which("node")):  # the page's parsers; not everybody has node, the browser tests cover what users see
+        failed += [("node", "--test")] if _run(node, "--test", *map(str, sorted((ROOT / "tests" / "js").glob("*.test.mjs")))) else []
     if _run(sys.executable, "-m", "pytest", *given):
         failed.append(("pytest",))
     for check in failed:
