@@ -229,6 +229,8 @@ def sample_clip(
     height, width = conditioning.latent_size
     check_clip(frames, width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
     check_steps(steps)
+    if not 0 <= strength <= 1:
+        raise LeanVideoError(f"A denoise of {strength} is out of range: choose 0 to 1.")
     shape = (frames, LATENT_CHANNELS, height, width)
     if start_T4hw is not None and tuple(start_T4hw.shape) != shape:
         got, size = tuple(start_T4hw.shape), (width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)

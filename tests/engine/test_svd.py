@@ -374,6 +374,12 @@ def test_a_run_that_would_never_end_is_refused(frames: int, steps: int, says: st
         sample_clip(small, clip[0], frames=frames, steps=steps, device=CPU)
 
 
+@pytest.mark.parametrize("strength", [-0.1, 7.0, math.nan])
+def test_a_denoise_out_of_range_is_refused(strength: float, small: SVDModel, clip: tuple[Conditioning, Tensor]) -> None:
+    with pytest.raises(LeanVideoError, match="choose 0 to 1"):
+        sample_clip(small, clip[0], frames=FRAMES, steps=1, device=CPU, strength=strength)
+
+
 def test_a_clip_of_more_pixels_than_a_request_may_hold_is_refused(small: SVDModel) -> None:
     wide = Conditioning(torch.zeros(1, 1, 64), torch.zeros(1, 4, 512, 512), 6, 127, 0.0)
     with pytest.raises(LeanVideoError, match=r"1024 frames of 4096x4096 is too large: at this size ask for at most 36 frames\."):
