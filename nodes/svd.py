@@ -93,8 +93,10 @@ def _diffusers_folders() -> dict[str, Any]:
     return found
 
 
-def _checkpoint_path(choice: str) -> Any:
+def _checkpoint_path(choice: object) -> Any:
     """Path of a choice of the list, or None when it has to be downloaded first. Raises LeanVideoError for a name that is not in the list."""
+    if not isinstance(choice, str):  # ComfyUI leaves the list to VALIDATE_INPUTS, and a graph written by hand may hold anything
+        raise LeanVideoError(f"The checkpoint is {choice!r}, which is no name: give the name of one from the list.")
     if choice.endswith(_DIFFUSERS):
         path = _diffusers_folders().get(choice.removesuffix(_DIFFUSERS))
         if path is None:

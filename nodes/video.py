@@ -80,12 +80,14 @@ class VideoCombine:
     def VALIDATE_INPUTS(
         cls,
         fps: float | None = None,
-        format: str | None = None,
+        format: object = None,
         filename_prefix: str | None = None,
         pixel_format: str | None = None,
     ) -> bool | str:
         """True, or the sentence that says what is wrong; an input that is connected arrives as None and is checked when it runs."""
         try:
+            if format is not None and not isinstance(format, str):  # a graph written by hand may hold anything
+                raise LeanVideoError(f"The format is {format!r}, which is no name: give the name of one from the list.")
             if filename_prefix is not None:
                 host.check_prefix(filename_prefix)
             if format is not None:
