@@ -65,7 +65,7 @@ class Header:
         """Shape of a tensor; raises LeanVideoError naming it when it is not in the file."""
         info = self.tensors.get(name)
         if info is None:
-            raise LeanVideoError(f"{self.path.name} is incomplete: the tensor {name} is missing. Download it again.")
+            raise LeanVideoError(f"{self.path.name} is incomplete: the tensor {name} is missing, so download it again.")
         return info.shape
 
     def has(self, *prefixes: str) -> bool:
@@ -104,11 +104,11 @@ def read_header(path: Path) -> Header:
                 raise ValueError(name)
             end = last
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise LeanVideoError(f"{path.name} is corrupt: its header cannot be understood. Download it again.") from None
+        raise LeanVideoError(f"{path.name} is corrupt: its header cannot be understood, so download it again.") from None
     if size < 8 + length + end:
         raise LeanVideoError(_truncated(path))
     if size > 8 + length + end:
-        raise LeanVideoError(f"{path.name} is corrupt: it goes on after its last tensor. Download it again.")
+        raise LeanVideoError(f"{path.name} is corrupt: it goes on after its last tensor, so download it again.")
     return Header(path, MappingProxyType(tensors))
 
 
@@ -122,4 +122,4 @@ def _not_safetensors(path: Path, start: bytes) -> str:
 
 
 def _truncated(path: Path) -> str:
-    return f"{path.name} is truncated: it ends before its last tensor. Download it again."
+    return f"{path.name} is truncated: it ends before its last tensor, so download it again."

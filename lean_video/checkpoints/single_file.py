@@ -83,7 +83,7 @@ def _unet(header: Header) -> Part:
             blocks[level] = block
         index += 1
     if not channels or len(set(blocks)) != 1:
-        raise LeanVideoError(f"{header.path.name} is incomplete: its UNet has blocks missing. Download it again.")
+        raise LeanVideoError(f"{header.path.name} is incomplete: its UNet has blocks missing, so download it again.")
     table |= {"middle_block.0": "mid_block.resnets.0", "middle_block.1": "mid_block.attentions.0", "middle_block.2": "mid_block.resnets.1"}
     index = 0
     for up in range(len(channels)):

@@ -78,7 +78,7 @@ class Part:
         )
         where = next(iter(self.files)).name
         return [
-            f"The {_TITLES[self.kind]} of {where} does not fit Stable Video Diffusion: {len(names)} tensors are {what}, first {names[0]}. Download the file again."
+            f"The {_TITLES[self.kind]} of {where} does not fit Stable Video Diffusion: {len(names)} tensors are {what}, first {names[0]}; download the file again."
             for names, what in kinds
             if names
         ]
