@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -47,6 +49,9 @@ def refusal(comfy: Comfy, prompt: Prompt) -> Refusal:
     return Refusal(str(run.error["node_id"]), run.message.removeprefix("LeanVideoError: "))
 
 
+_SEEDS = itertools.count(1000)
+
+
 def files(comfy: Comfy) -> set[Path]:
     base = comfy.server.base
     return {path for name in ("output", "temp") for path in (base / name).rglob("*") if path.is_file() and path.suffix != ".npy"}
@@ -58,13 +63,14 @@ def unharmed(comfy: Comfy) -> Any:
     before = files(comfy)
     yield
     assert files(comfy) == before
-    run = comfy.run(image_to_video(seed=hash(str(sorted(before))) % 1000))
+    assert not [path for name in ("output", "temp", "models") for path in (comfy.server.base / name).rglob("*.part")]
+    run = comfy.run(image_to_video(seed=next(_SEEDS), frames=2, steps=1))  # a seed of its own: nothing comes from the cache
     assert run.status == "success"
     assert [file.suffix for file in files(comfy) - before] == [".mp4"]
 
 
 def one_sentence(text: str) -> bool:
-    return bool(text) and "\n" not in text and "Traceback" not in text and text.rstrip().endswith(".")
+    return text.endswith(".") and "\n" not in text and "Traceback" not in text and re.search(r"[.!?] [A-Z]", text) is None
 
 
 # Checkpoints
@@ -73,6 +79,10 @@ def one_sentence(text: str) -> bool:
 def write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def probe_latent(channels: int = 4, frames: int = 4, kind: str = "zero") -> dict[str, Any]:
+    return {"class_type": "LeanVideoProbeLatent", "inputs": {"channels": channels, "frames": frames, "kind": kind}}
 
 
 def truncated(checkpoint: Path, target: Path) -> None:
@@ -126,8 +136,20 @@ def test_a_checkpoint_that_is_none(make: Callable[[Path, Path], None], says: str
         target.unlink()
     assert says in found.sentence
     assert target.name in found.sentence
-    assert one_sentence(found.sentence.partition(". Download")[0] + ".")
+    assert one_sentence(found.sentence)
     assert found.node in ("2", "3", "4")
+
+
+def test_a_pickle_under_its_own_name(comfy: Comfy, checkpoint_file: Path, unharmed: None) -> None:
+    target = comfy.server.base / "models" / "checkpoints" / "old.ckpt"
+    pickled(checkpoint_file, target)
+    try:
+        found = refusal(comfy, image_to_video(checkpoint=target.name))
+    finally:
+        target.unlink()
+    assert found.node == "2"
+    assert "old.ckpt is a PyTorch pickle" in found.sentence
+    assert one_sentence(found.sentence)
 
 
 @pytest.mark.parametrize("name", ["not_there.safetensors", f"../checkpoints/{CHECKPOINT}", "/etc/passwd", ""])
@@ -137,8 +159,9 @@ def test_a_checkpoint_that_is_not_in_the_list(name: str, comfy: Comfy, unharmed:
     assert one_sentence(found.sentence)
 
 
+@pytest.mark.parametrize("left", ["config", "nothing"])
 @pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
-def test_a_diffusers_folder_with_a_part_missing(part: str, comfy: Comfy, unharmed: None) -> None:
+def test_a_diffusers_folder_with_a_part_missing(part: str, left: str, comfy: Comfy, unharmed: None) -> None:
     folder = comfy.server.base / "models" / "diffusers" / "half_svd"
     index = {"_class_name": "StableVideoDiffusionPipeline"}
     write(folder / "model_index.json", json.dumps(index).encode())
@@ -146,13 +169,16 @@ def test_a_diffusers_folder_with_a_part_missing(part: str, comfy: Comfy, unharme
         write(folder / name / "config.json", b"{}")
         stem = "model" if name == "image_encoder" else "diffusion_pytorch_model"
         save_file({"x": torch.zeros(1)}, folder / name / f"{stem}.safetensors")
+    if left == "config":
+        write(folder / part / "config.json", b"{}")
     try:
         found = refusal(comfy, image_to_video(checkpoint="half_svd (diffusers)"))
     finally:
         shutil.rmtree(folder)
     assert found.node == "2"
-    assert f"{part}/config.json" in found.sentence
+    assert (f"half_svd/{part} has no " if left == "config" else f"{part}/config.json") in found.sentence
     assert "incomplete" in found.sentence
+    assert one_sentence(found.sentence)
 
 
 # Images, sizes and counts
@@ -189,13 +215,75 @@ def test_a_setting_out_of_range(change: dict[str, Any], comfy: Comfy, unharmed: 
     assert "\n" not in found.sentence
 
 
-def test_latents_of_another_model(comfy: Comfy, unharmed: None) -> None:
+def test_start_latents_of_another_size(comfy: Comfy, unharmed: None) -> None:
     prompt = image_to_video()
     prompt["8"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 128, "batch_size": 4}}
     prompt["4"]["inputs"] |= {"latents": ["8", 0], "denoise": 0.5}
     found = refusal(comfy, prompt)
     assert found.node == "4"
     assert "4 frames of 128x64 pixels" in found.sentence
+    assert one_sentence(found.sentence)
+
+
+@pytest.mark.parametrize("node", ["4", "5"])
+def test_latents_of_another_model(node: str, comfy: Comfy, unharmed: None) -> None:
+    prompt = image_to_video()
+    if "EmptySD3LatentImage" in comfy.object_info():
+        prompt["8"] = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 128, "height": 64, "batch_size": 4}}
+    else:
+        prompt["8"] = probe_latent(channels=16)
+    prompt[node]["inputs"]["latents"] = ["8", 0]
+    found = refusal(comfy, prompt)
+    assert found.node == node
+    assert "[4, 16, 8, 16]" in found.sentence
+    assert one_sentence(found.sentence)
+
+
+@pytest.mark.parametrize(("latents", "says"), [(probe_latent(kind="nan"), "NaN"), (probe_latent(frames=0), "[0, 4, 8, 16]")], ids=["nan", "empty"])
+def test_latents_that_no_frame_can_be_decoded_from(latents: dict[str, Any], says: str, comfy: Comfy, unharmed: None) -> None:
+    prompt = image_to_video() | {"8": latents}
+    prompt["5"]["inputs"]["latents"] = ["8", 0]
+    found = refusal(comfy, prompt)
+    assert found.node == "5"
+    assert says in found.sentence
+    assert one_sentence(found.sentence)
+
+
+# A graph written by hand
+
+
+@pytest.mark.parametrize(
+    ("node", "change"),
+    [
+        ("2", {"checkpoint": 5}),
+        ("2", {"checkpoint": {"name": CHECKPOINT}}),
+        ("2", {"precision": 16}),
+        ("3", {"width": "wide"}),
+        ("3", {"width": {"pixels": 128}}),
+        ("4", {"frames": "four"}),
+        ("4", {"frames": {}}),
+        ("4", {"conditioning": ["2", 0]}),
+        ("4", {"solver": 1}),
+        ("5", {"latents": ["1", 0]}),
+        ("6", {"images": ["2", 0]}),
+        ("6", {"fps": "fast"}),
+        ("6", {"fps": float("nan")}),
+        ("6", {"format": "unheard of"}),
+        ("6", {"format": 5}),
+        ("6", {"format": {}}),
+        ("6", {"pixel_format": 5}),
+        ("6", {"filename_prefix": ""}),
+    ],
+    ids=str,
+)
+def test_an_input_of_the_wrong_type(node: str, change: dict[str, Any], comfy: Comfy, unharmed: None) -> None:
+    prompt = image_to_video()
+    prompt[node]["inputs"] |= change
+    found = refusal(comfy, prompt)
+    assert found.node == node
+    assert "\n" not in found.sentence
+    assert "object has no attribute" not in found.sentence
+    assert "unhashable" not in found.sentence
 
 
 # Files

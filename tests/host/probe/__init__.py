@@ -90,6 +90,21 @@ class ProbeAudio:
         return ({"waveform": wave.expand(1, 2, samples).contiguous(), "sample_rate": sample_rate},)
 
 
+class ProbeLatent:
+    """A LATENT of any number of channels, zero or NaN."""
+
+    CATEGORY = "Lean Video/probe"
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"channels": ("INT", {"default": 4, "min": 1, "max": 64}), "frames": ("INT", {"default": 4, "min": 0, "max": 64}), "kind": (["zero", "nan"],)}}
+
+    def make(self, channels: int, frames: int, kind: str) -> tuple[dict[str, torch.Tensor]]:
+        return ({"samples": torch.full((frames, channels, 8, 16), float("nan") if kind == "nan" else 0.0)},)
+
+
 class ProbeStats:
     """Shows the shape and values of images or latents, and keeps them as a .npy file."""
 
@@ -134,5 +149,6 @@ async def live(request: web.Request) -> web.Response:
 NODE_CLASS_MAPPINGS = {
     "LeanVideoProbeImage": ProbeImage,
     "LeanVideoProbeAudio": ProbeAudio,
+    "LeanVideoProbeLatent": ProbeLatent,
     "LeanVideoProbeStats": ProbeStats,
 }
