@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..lean_video.checkpoints import hub, open_svd
 from ..lean_video.checkpoints.diffusers_folder import is_diffusers_folder
 from ..lean_video.checkpoints.open import PRECISIONS, svd_parts
@@ -24,6 +26,16 @@ def _with_notes(node_id: str | None, notes: list[str], *result: Any) -> dict[str
     for text in notes:
         host.note(node_id, text)
     return ({"ui": {"text": notes}} if notes else {}) | {"result": result}
+
+
+def _connected(**inputs: tuple[Any, type, str]) -> None:
+    """Raises LeanVideoError for a literal where a connection belongs: ComfyUI does not check those of a graph written by hand."""
+    for name, (value, kind, source) in inputs.items():
+        if not isinstance(value, kind) or (kind is dict and "samples" not in value):
+            raise LeanVideoError(f"The input {name} is {type(value).__name__} {str(value)[:40]!r}, not a connection: connect it to {source}.")
+
+
+_LOADER, _LATENTS = "an SVD Loader", "a node that gives latents"
 
 
 class SVDLoader:
@@ -185,6 +197,7 @@ class SVDConditioning:
         augmentation_seed: int,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
+        _connected(model=(model, svd.SVDModel, _LOADER), image=(image, torch.Tensor, "a node that gives images"))
         if len(image) == 0:
             raise LeanVideoError("The image batch is empty: connect at least one image.")
         images = image[:1] if batch == _FIRST_IMAGE else image
@@ -298,6 +311,9 @@ class TemporalSampler:
         denoise: float = 1.0,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
+        _connected(model=(model, svd.SVDModel, _LOADER), conditioning=(conditioning, svd.Conditioning, "SVD Conditioning"))
+        if latents is not None:
+            _connected(latents=(latents, dict, _LATENTS))
         start = None if latents is None else latents["samples"]
         notes: list[str] = []
         if start is not None and len(start) != frames:
@@ -343,6 +359,7 @@ class TemporalDecode:
         }
 
     def run(self, model: svd.SVDModel, latents: dict[str, Any]) -> tuple[Any]:
+        _connected(model=(model, svd.SVDModel, _LOADER), latents=(latents, dict, _LATENTS))
         host.make_room()
         return (svd.decode_clip(model, latents["samples"], device=host.device(), progress=host.progress()),)
 
@@ -366,6 +383,7 @@ class TemporalEncode:
         }
 
     def run(self, model: svd.SVDModel, images: Any, unique_id: str | None = None) -> dict[str, Any]:
+        _connected(model=(model, svd.SVDModel, _LOADER), images=(images, torch.Tensor, "a node that gives images"))
         if len(images) == 0:
             raise LeanVideoError("There are no frames to encode: connect at least one image.")
         host.make_room()

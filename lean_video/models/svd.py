@@ -33,6 +33,7 @@ SPATIAL_FACTOR = 8  # of the VAE
 MAX_FRAMES = 1024
 MAX_SIDE = 4096
 MAX_STEPS = 1000
+MIN_STRENGTH = 0.001  # the schedule behind a strength has steps / strength noise levels
 MAX_CLIP_PIXELS = 1024 * 1024 * 576  # of all frames together: as float32 frames they take 7 GiB
 
 # What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
@@ -229,8 +230,8 @@ def sample_clip(
     height, width = conditioning.latent_size
     check_clip(frames, width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
     check_steps(steps)
-    if not 0 <= strength <= 1:
-        raise LeanVideoError(f"A denoise of {strength} is out of range: choose 0 to 1.")
+    if not (strength == 0 or MIN_STRENGTH <= strength <= 1):
+        raise LeanVideoError(f"A denoise of {strength} is out of range: choose 0, or {MIN_STRENGTH} to 1.")
     shape = (frames, LATENT_CHANNELS, height, width)
     if start_T4hw is not None and tuple(start_T4hw.shape) != shape:
         got, size = tuple(start_T4hw.shape), (width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)

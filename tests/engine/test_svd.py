@@ -374,9 +374,9 @@ def test_a_run_that_would_never_end_is_refused(frames: int, steps: int, says: st
         sample_clip(small, clip[0], frames=frames, steps=steps, device=CPU)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 7.0, math.nan])
+@pytest.mark.parametrize("strength", [-0.1, 1e-9, 7.0, math.nan])
 def test_a_denoise_out_of_range_is_refused(strength: float, small: SVDModel, clip: tuple[Conditioning, Tensor]) -> None:
-    with pytest.raises(LeanVideoError, match="choose 0 to 1"):
+    with pytest.raises(LeanVideoError, match=r"choose 0, or 0\.001 to 1"):
         sample_clip(small, clip[0], frames=FRAMES, steps=1, device=CPU, strength=strength)
 
 

@@ -344,3 +344,13 @@ def test_a_full_disk_while_encoding(format: str, comfy: Comfy, unharmed: None) -
     assert found.node == "6"
     assert "could not be written" in found.sentence or "cannot be written" in found.sentence or "full" in found.sentence
     assert one_sentence(found.sentence)
+
+
+@pytest.mark.parametrize(("node", "name"), [("3", "model"), ("3", "image"), ("4", "model"), ("4", "conditioning"), ("4", "latents"), ("5", "model"), ("5", "latents")])
+def test_a_literal_where_a_connection_belongs(node: str, name: str, comfy: Comfy, unharmed: None) -> None:
+    prompt = image_to_video()
+    prompt[node]["inputs"][name] = "small"
+    found = refusal(comfy, prompt)
+    assert found.node == node
+    assert f"The input {name} is str 'small', not a connection" in found.sentence
+    assert one_sentence(found.sentence)
