@@ -7,7 +7,7 @@ Shape letters: T frames, C channels, H W pixels, h w latent pixels (an eighth).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,7 @@ MAX_SIDE = 4096
 MAX_STEPS = 1000
 MIN_STRENGTH = 0.001  # the schedule behind a strength has steps / strength noise levels
 MAX_CLIP_PIXELS = 1024 * 1024 * 576  # of all frames together: as float32 frames they take 7 GiB
+BATCHED_POSITIONS = 4096  # latent pixels of a clip up to which reading the weights twice a step costs more than activations twice as large
 
 # What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
 _LATENT_TO_RGB = ((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177))
@@ -240,11 +241,9 @@ def sample_clip(
         return start_T4hw.float()
     unet = model.unet
     with resident(device, unet):
-        with_image = denoiser(unet, conditioning, frames, device)
-        without = denoiser(unet, _blank(conditioning), frames, device)
         scale = guidance_scale(guidance_mode, frames, *guidance)
         latents = sample(
-            guide(with_image, without, scale),
+            guide(denoiser(unet, conditioning, frames, device), _both_estimates(unet, conditioning, frames, device), scale),
             shape,
             steps=steps,
             seed=seed,
@@ -271,27 +270,44 @@ def _blank(conditioning: Conditioning) -> Conditioning:
     )
 
 
+def _both_estimates(unet: Any, conditioning: Conditioning, frames: int, device: torch.device) -> Callable[[Tensor, float], Iterable[Tensor]]:
+    """The conditioned and the unconditioned estimate: of a small clip as one batch, of others one after the other, which halves the activations."""
+    pair = conditioning, _blank(conditioning)
+    height, width = conditioning.latent_size
+    if frames * height * width <= BATCHED_POSITIONS:
+        return _estimates(unet, pair, frames, device)
+    halves = [denoiser(unet, half, frames, device) for half in pair]
+    return lambda x_T4hw, sigma: [half(x_T4hw, sigma) for half in halves]
+
+
 def denoiser(unet: Any, conditioning: Conditioning, frames: int, device: torch.device) -> Denoiser:
-    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32.
+    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32."""
+    estimates = _estimates(unet, [conditioning], frames, device)
+    return lambda x_T4hw, sigma: estimates(x_T4hw, sigma)[0]
+
+
+def _estimates(unet: Any, conditionings: Sequence[Conditioning], frames: int, device: torch.device) -> Callable[[Tensor, float], Tensor]:
+    """`(x_T4hw, sigma) -> x0_BT4hw` in float32: an estimate for each conditioning, all in one call of the network.
 
     EDM preconditioning with v-prediction: sgm `VScalingWithEDMcNoise` with sigma_data = 1.
     """
     import torch
 
     dtype = unet.dtype
-    embedding = conditioning.image_embedding.to(device, dtype)
-    concat = conditioning.concat_latents.to(device, dtype).expand(frames, -1, -1, -1)
-    vector = torch.tensor([[conditioning.fps - 1, conditioning.motion_bucket, conditioning.augmentation]], device=device, dtype=torch.float32)
+    embedding_B1C = torch.cat([c.image_embedding for c in conditionings]).to(device, dtype)
+    concat_BT4hw = torch.stack([c.concat_latents.expand(frames, -1, -1, -1) for c in conditionings]).to(device, dtype)
+    vectors_B3 = torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], device=device, dtype=torch.float32)
 
-    def denoise(x_T4hw: Tensor, sigma: float) -> Tensor:
+    def estimates(x_T4hw: Tensor, sigma: float) -> Tensor:
         c_skip, c_in = 1 / (sigma**2 + 1), 1 / math.sqrt(sigma**2 + 1)
         c_out = -sigma * c_in
         c_noise = torch.tensor(0.25 * math.log(sigma), device=device)
-        x_1T8hw = torch.cat([(x_T4hw * c_in).to(dtype), concat], dim=1)[None]
-        v_T4hw = unet(x_1T8hw, c_noise, encoder_hidden_states=embedding, added_time_ids=vector, return_dict=False)[0][0]
-        return x_T4hw * c_skip + v_T4hw.float() * c_out
+        x_BT4hw = (x_T4hw * c_in).to(dtype).expand(len(conditionings), -1, -1, -1, -1)
+        x_BT8hw = torch.cat([x_BT4hw, concat_BT4hw], dim=2)
+        v_BT4hw = unet(x_BT8hw, c_noise, encoder_hidden_states=embedding_B1C, added_time_ids=vectors_B3, return_dict=False)[0]
+        return x_T4hw * c_skip + v_BT4hw.float() * c_out
 
-    return denoise
+    return estimates
 
 
 def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, progress: Progress = _silent) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,18 +32,17 @@ def guidance_scale(mode: str, frames: int, low: float, high: float) -> Tensor:
     return (low + ramp * (high - low)).reshape(frames, 1, 1, 1)
 
 
-def guide(conditioned: Denoiser, unconditioned: Denoiser, scale_T111: Tensor) -> Denoiser:
+def guide(conditioned: Denoiser, both: Callable[[Tensor, float], Iterable[Tensor]], scale_T111: Tensor) -> Denoiser:
     """A denoiser that pushes away from the unconditioned estimate, frame by frame.
 
-    The unconditioned network is run only when some frame's scale differs from 1: the frames are mixed inside it, so it is all or none.
-    The two run one after the other, which halves the activations of running them as one batch.
+    `both` gives the conditioned and the unconditioned estimate. It is called only when some frame's scale differs from 1:
+    the frames are mixed inside the network, so it is all or none.
     """
     if bool((scale_T111 == 1).all()):
         return conditioned
 
     def guided(x_T4hw: Tensor, sigma: float) -> Tensor:
-        with_image = conditioned(x_T4hw, sigma)
-        without = unconditioned(x_T4hw, sigma)
+        with_image, without = both(x_T4hw, sigma)
         return without + scale_T111.to(x_T4hw.device) * (with_image - without)
 
     return guided

@@ -252,12 +252,12 @@ def test_guidance_pushes_each_frame_by_its_own_scale(scale: list[float]) -> None
     """Also where one end of the range is 1, which is where a shortcut goes wrong."""
     calls: list[float] = []
 
-    def unconditioned(x: Tensor, sigma: float) -> Tensor:
+    def both(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         calls.append(sigma)
-        return x
+        return x + pull, x
 
     x, pull = torch.randn(4, 4, 2, 2), torch.randn(4, 4, 2, 2)
-    denoise = guide(lambda x, sigma: x + pull, unconditioned, torch.tensor(scale).view(4, 1, 1, 1))
+    denoise = guide(lambda x, sigma: x + pull, both, torch.tensor(scale).view(4, 1, 1, 1))
     torch.testing.assert_close(denoise(x, 5.0), torch.stack([x[i] + scale[i] * pull[i] for i in range(4)]))
     assert calls == [5.0]
 

@@ -183,25 +183,34 @@ def unet_calls(small: SVDModel) -> Any:
     handle.remove()
 
 
-def test_the_network_is_told_fps_less_one_and_the_unconditioned_twin_sees_no_image(small: SVDModel, unet_calls: list[tuple[Tensor, dict[str, Any]]]) -> None:
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_network_is_told_fps_less_one_and_the_unconditioned_twin_sees_no_image(batched: bool, small: SVDModel, unet_calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svd, "BATCHED_POSITIONS", 2 * 8 * 8 if batched else 2 * 8 * 8 - 1)
     conditioning = condition(small, photo(64, 64), 64, 64, device=CPU, fps=8, motion_bucket=200, augmentation=0.04)
     sample_clip(small, conditioning, frames=2, steps=1, device=CPU, guidance=(1.0, 3.0))
-    (with_image, told), (without, blank) = unet_calls
-    expected = torch.tensor([[7.0, 200.0, 0.04]])
-    assert torch.equal(told["added_time_ids"], expected)
-    assert torch.equal(blank["added_time_ids"], expected)
-    assert torch.equal(told["encoder_hidden_states"], conditioning.image_embedding)
-    assert torch.equal(with_image[0, :, 4:], conditioning.concat_latents.expand(2, -1, -1, -1))
-    assert not blank["encoder_hidden_states"].any()
-    assert not without[0, :, 4:].any()
-    assert torch.equal(with_image[0, :, :4], without[0, :, :4])
+    assert len(unet_calls) == (1 if batched else 2)
+    with_image, without = torch.cat([x for x, _ in unet_calls])
+    embedding, blank = torch.cat([told["encoder_hidden_states"] for _, told in unet_calls])
+    told = torch.cat([told["added_time_ids"] for _, told in unet_calls])
+    assert torch.equal(told, torch.tensor([[7.0, 200.0, 0.04]] * 2))
+    assert torch.equal(embedding, conditioning.image_embedding[0])
+    assert torch.equal(with_image[:, 4:], conditioning.concat_latents.expand(2, -1, -1, -1))
+    assert not blank.any()
+    assert not without[:, 4:].any()
+    assert torch.equal(with_image[:, :4], without[:, :4])
+
+
+def test_guidance_gives_the_same_clip_as_one_batch_and_in_turn(small: SVDModel, clip: tuple[Conditioning, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    conditioning, batched = clip
+    monkeypatch.setattr(svd, "BATCHED_POSITIONS", 0)
+    assert relative(sample_clip(small, conditioning, frames=FRAMES, steps=STEPS, device=CPU, seed=11), batched) < 1e-5
 
 
 def test_without_guidance_the_network_is_run_once_a_step(small: SVDModel, clip: tuple[Conditioning, Tensor], unet_calls: list[Any]) -> None:
     sample_clip(small, clip[0], frames=2, steps=3, device=CPU, guidance=(1.0, 1.0))
-    assert len(unet_calls) == 3
+    assert [len(x) for x, _ in unet_calls] == [1, 1, 1]
     sample_clip(small, clip[0], frames=2, steps=3, device=CPU, guidance=(2.0, 1.0))
-    assert len(unet_calls) == 9
+    assert [len(x) for x, _ in unet_calls[3:]] == [2, 2, 2]
 
 
 # Video to video
