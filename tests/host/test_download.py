@@ -76,3 +76,29 @@ def test_a_download_that_breaks_half_way_goes_on_and_then_runs(fresh: Comfy, hub
     fetched = len(hub.requests)
     assert fresh.run(image_to_video(checkpoint=f"{XT} (download)", seed=5)).status == "success"
     assert len(hub.requests) == fetched
+
+
+def test_a_download_can_be_cancelled_and_goes_on_from_there(fresh: Comfy, hub: HubServer, checkpoint_file: Path) -> None:
+    whole = checkpoint_file.stat().st_size
+    target = fresh.server.base / "models" / "checkpoints" / XT
+    prompt = image_to_video(checkpoint=f"{XT} (download)")
+    hub.chunk_s = 0.02
+    cancelled = False
+
+    def cancel_in_the_middle(kind: str, data: dict[str, int]) -> None:
+        nonlocal cancelled
+        if kind == "progress" and data["max"] == whole and whole // 4 < data["value"] and not cancelled:
+            fresh.interrupt()
+            cancelled = True
+
+    assert fresh.run(prompt, on_event=cancel_in_the_middle).status == "interrupted"
+    assert sum(request.sent for request in hub.bodies()) < whole
+    assert not target.exists()
+
+    hub.chunk_s = 0
+    before = len(hub.bodies())
+    assert fresh.run(prompt).status == "success"
+    resumed = hub.bodies()[before:]
+    assert all("range" in request.headers for request in resumed)
+    assert sum(request.sent for request in resumed) < whole - whole // 4
+    assert target.read_bytes() == checkpoint_file.read_bytes()
