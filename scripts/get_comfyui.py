@@ -77,7 +77,7 @@ def found() -> list[Host]:
 def prepare(path: Path) -> Host:
     """Give the ComfyUI in `path` an interpreter, if it has none, and the pack's requirements."""
     python = _existing_python(path)
-    own = _own_venv(path)
+    own = environment.VENV if path.name == PACKAGED else _own_venv(path)
     unfinished = own / "unfinished"
     if python is None or unfinished.exists():
         python = environment.make_venv(own)
@@ -138,8 +138,9 @@ def _own_venv(path: Path) -> Path:
 def _existing_python(path: Path) -> Path | None:
     if _is_named(path) and (named := os.environ.get("COMFYUI_PYTHON")):
         return Path(named).expanduser()
-    if path.name == PACKAGED:
-        return environment.make_venv(environment.VENV)
+    if path.name == PACKAGED:  # runs in the project's own environment
+        python = python_in(environment.VENV)
+        return python if python.exists() else None
     beside = [path / "venv", path / ".venv", path.with_name(path.name + ".venv")]
     beside += [path.with_name(path.name + "-venv"), _own_venv(path)]
     candidates = [python_in(venv) for venv in beside] + [path.parent / "python_embeded" / "python.exe"]

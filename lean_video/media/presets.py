@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import LeanVideoError
@@ -51,11 +52,11 @@ class Preset:
     """
 
     name: str
-    kind: Literal["video", "gif", "webp", "png"]
     extension: str
     container: str
     codec: str
     pixel_formats: tuple[str, ...]
+    kind: Literal["video", "gif", "webp", "png"] = "video"
     browser: tuple[str, ...] = ()
     quality: Line | Steps | None = None
     options: Mapping[str, str] = field(default_factory=lambda: {})
@@ -82,61 +83,59 @@ class Preset:
 
 
 # What mp4 needs so that a dropped file restores its workflow: tags under their own names, and the index in front, since the page reads the first 2 MB only.
-_MP4 = {"movflags": "use_metadata_tags+faststart"}
-_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+_MP4 = partial(
+    Preset,
+    extension=".mp4",
+    container="mp4",
+    container_options={"movflags": "use_metadata_tags+faststart"},
+    audio_codec="aac",
+    audio_rates=(96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000),
+)
+_WEBP = partial(
+    Preset,
+    kind="webp",
+    extension=".webp",
+    container="webp",
+    codec="webp",
+    pixel_formats=("rgb24", "rgba"),
+    browser=("rgb24", "rgba"),
+    max_side=16383,
+    max_fps=90.0,
+)
 
 _TABLE = (
-    Preset(
+    _MP4(
         "h264 (mp4)",
-        kind="video",
-        extension=".mp4",
-        container="mp4",
         codec="libx264",
         pixel_formats=("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
         browser=("yuv420p",),
         quality=Line("crf", 45, 12),
         options={"preset": "medium"},
-        container_options=_MP4,
-        audio_codec="aac",
-        audio_rates=_AAC_RATES,
     ),
-    Preset(
+    _MP4(
         "h265 (mp4)",
-        kind="video",
-        extension=".mp4",
-        container="mp4",
         codec="libx265",
         pixel_formats=("yuv420p", "yuv420p10le", "yuv422p10le", "yuv444p10le"),
         quality=Line("crf", 45, 14),
         options={"preset": "fast", "x265-params": "log-level=error"},
-        container_options=_MP4,
         codec_tag="hvc1",
-        audio_codec="aac",
-        audio_rates=_AAC_RATES,
         min_side=16,
         max_side=8192,
         reorder=2,
     ),
-    Preset(
+    _MP4(
         "av1 (mp4)",
-        kind="video",
-        extension=".mp4",
-        container="mp4",
         codec="libsvtav1",
         pixel_formats=("yuv420p", "yuv420p10le"),
         browser=("yuv420p", "yuv420p10le"),
         quality=Line("crf", 63, 14),
         options={"preset": "8"},
-        container_options=_MP4,
-        audio_codec="aac",
-        audio_rates=_AAC_RATES,
         min_side=4,
         max_side=8192,
         max_fps=240.0,
     ),
     Preset(
         "vp9 (webm)",
-        kind="video",
         extension=".webm",
         container="webm",
         codec="libvpx-vp9",
@@ -149,7 +148,6 @@ _TABLE = (
     ),
     Preset(
         "prores (mov)",
-        kind="video",
         extension=".mov",
         container="mov",
         codec="prores_ks",
@@ -161,7 +159,6 @@ _TABLE = (
     ),
     Preset(
         "ffv1 (mkv)",
-        kind="video",
         extension=".mkv",
         container="matroska",
         codec="ffv1",
@@ -183,30 +180,8 @@ _TABLE = (
         max_side=65535,
         max_fps=50.0,
     ),
-    Preset(
-        "animated webp",
-        kind="webp",
-        extension=".webp",
-        container="webp",
-        codec="webp",
-        pixel_formats=("rgb24", "rgba"),
-        browser=("rgb24", "rgba"),
-        quality=Line("quality", 0, 100),
-        max_side=16383,
-        max_fps=90.0,
-    ),
-    Preset(
-        "animated webp (lossless)",
-        kind="webp",
-        extension=".webp",
-        container="webp",
-        codec="webp",
-        pixel_formats=("rgb24", "rgba"),
-        browser=("rgb24", "rgba"),
-        max_side=16383,
-        max_fps=90.0,
-        lossless=True,
-    ),
+    _WEBP("animated webp", quality=Line("quality", 0, 100)),
+    _WEBP("animated webp (lossless)", lossless=True),
     Preset(
         "png sequence",
         kind="png",
