@@ -14,6 +14,7 @@ from ..lean_video.models import svd
 from ..lean_video.models.images import RESIZE_MODES
 from ..lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS
 from . import host
+from .inputs import check_connected
 
 CATEGORY = "Lean Video"
 MODEL, CONDITIONING = "SVD_MODEL", "SVD_CONDITIONING"
@@ -28,13 +29,7 @@ def _with_notes(node_id: str | None, notes: list[str], *result: Any) -> dict[str
     return ({"ui": {"text": notes}} if notes else {}) | {"result": result}
 
 
-def _connected(**inputs: tuple[Any, type, str]) -> None:
-    """Raises LeanVideoError for a literal where a connection belongs: ComfyUI does not check those of a graph written by hand."""
-    for name, (value, kind, source) in inputs.items():
-        if not isinstance(value, kind) or (kind is dict and "samples" not in value):
-            raise LeanVideoError(f"The input {name} is {type(value).__name__} {str(value)[:40]!r}, not a connection: connect it to {source}.")
-
-
+_MODEL_INPUT = (MODEL, {"tooltip": "From the SVD Loader."})
 _LOADER, _LATENTS = "an SVD Loader", "a node that gives latents"
 
 
@@ -138,7 +133,7 @@ class SVDConditioning:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": (MODEL, {"tooltip": "From the SVD Loader."}),
+                "model": _MODEL_INPUT,
                 "image": ("IMAGE", {"tooltip": "The first frame of the clip. Any size; transparency goes on black."}),
                 "width": (
                     "INT",
@@ -197,7 +192,7 @@ class SVDConditioning:
         augmentation_seed: int,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        _connected(model=(model, svd.SVDModel, _LOADER), image=(image, torch.Tensor, "a node that gives images"))
+        check_connected(model=(model, svd.SVDModel, _LOADER), image=(image, torch.Tensor, "a node that gives images"))
         if len(image) == 0:
             raise LeanVideoError("The image batch is empty: connect at least one image.")
         images = image[:1] if batch == _FIRST_IMAGE else image
@@ -239,7 +234,7 @@ class TemporalSampler:
         scale = {"min": 0.0, "max": 100.0, "step": 0.1}
         return {
             "required": {
-                "model": (MODEL, {"tooltip": "From the SVD Loader."}),
+                "model": _MODEL_INPUT,
                 "conditioning": (CONDITIONING, {"tooltip": "From SVD Conditioning."}),
                 "frames": (
                     "INT",
@@ -311,9 +306,9 @@ class TemporalSampler:
         denoise: float = 1.0,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
-        _connected(model=(model, svd.SVDModel, _LOADER), conditioning=(conditioning, svd.Conditioning, "SVD Conditioning"))
+        check_connected(model=(model, svd.SVDModel, _LOADER), conditioning=(conditioning, svd.Conditioning, "SVD Conditioning"))
         if latents is not None:
-            _connected(latents=(latents, dict, _LATENTS))
+            check_connected(latents=(latents, dict, _LATENTS))
         start = None if latents is None else latents["samples"]
         notes: list[str] = []
         if start is not None and len(start) != frames:
@@ -353,13 +348,13 @@ class TemporalDecode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": (MODEL, {"tooltip": "From the SVD Loader."}),
+                "model": _MODEL_INPUT,
                 "latents": ("LATENT", {"tooltip": "A clip from the Temporal Sampler, or from ComfyUI's KSampler on an SVD model."}),
             }
         }
 
     def run(self, model: svd.SVDModel, latents: dict[str, Any]) -> tuple[Any]:
-        _connected(model=(model, svd.SVDModel, _LOADER), latents=(latents, dict, _LATENTS))
+        check_connected(model=(model, svd.SVDModel, _LOADER), latents=(latents, dict, _LATENTS))
         host.make_room()
         return (svd.decode_clip(model, latents["samples"], device=host.device(), progress=host.progress()),)
 
@@ -376,14 +371,14 @@ class TemporalEncode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": (MODEL, {"tooltip": "From the SVD Loader."}),
+                "model": _MODEL_INPUT,
                 "images": ("IMAGE", {"tooltip": "The frames of the clip, in order."}),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
     def run(self, model: svd.SVDModel, images: Any, unique_id: str | None = None) -> dict[str, Any]:
-        _connected(model=(model, svd.SVDModel, _LOADER), images=(images, torch.Tensor, "a node that gives images"))
+        check_connected(model=(model, svd.SVDModel, _LOADER), images=(images, torch.Tensor, "a node that gives images"))
         if len(images) == 0:
             raise LeanVideoError("There are no frames to encode: connect at least one image.")
         host.make_room()

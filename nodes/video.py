@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
 from ..lean_video.errors import LeanVideoError
 from ..lean_video.media import AUTO, PIXEL_FORMATS, PRESETS, Numbered, PingPong, Written, check_settings, combine, exact_fps
 from . import host
+from .inputs import check_connected
 
 
 class VideoCombine:
@@ -113,6 +116,7 @@ class VideoCombine:
         extra_pnginfo: Any = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
+        check_connected(images=(images, torch.Tensor, "a node that gives images"))
         settings = check_settings(format, fps, quality=quality, pixel_format=pixel_format, loop_count=loop_count)
         folder, name, counter, subfolder = host.output_path(filename_prefix)
         preview = preview_subfolder = None

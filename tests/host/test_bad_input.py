@@ -346,11 +346,20 @@ def test_a_full_disk_while_encoding(format: str, comfy: Comfy, unharmed: None) -
     assert one_sentence(found.sentence)
 
 
-@pytest.mark.parametrize(("node", "name"), [("3", "model"), ("3", "image"), ("4", "model"), ("4", "conditioning"), ("4", "latents"), ("5", "model"), ("5", "latents")])
+@pytest.mark.parametrize(
+    ("node", "name"), [("3", "model"), ("3", "image"), ("4", "model"), ("4", "conditioning"), ("4", "latents"), ("5", "model"), ("5", "latents"), ("6", "images")]
+)
 def test_a_literal_where_a_connection_belongs(node: str, name: str, comfy: Comfy, unharmed: None) -> None:
     prompt = image_to_video()
     prompt[node]["inputs"][name] = "small"
     found = refusal(comfy, prompt)
     assert found.node == node
     assert f"The input {name} is str 'small', not a connection" in found.sentence
+    assert one_sentence(found.sentence)
+
+
+def test_a_literal_where_audio_belongs(comfy: Comfy, unharmed: None) -> None:
+    found = refusal(comfy, {"1": probe_image(frames=2), "6": combine(["1", 0], audio="small")})
+    assert found.node == "6"
+    assert "connect an AUDIO output" in found.sentence
     assert one_sentence(found.sentence)
