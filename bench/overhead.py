@@ -55,7 +55,7 @@ class Job:
     repeats: int
 
 
-# 14 frames are the clip that svd was trained on. The last is so small that our guidance halves run as one batch too.
+# 14 frames are the clip that svd was trained on. In the last the network's weights, not its activations, weigh most.
 FULL = (Job("tiny", 14, 256, 12, 3), Job("mid", 14, 256, 6, 3), Job("mid", 6, 128, 10, 3))
 QUICK = (Job("tiny", 14, 256, 5, 1), Job("mid", 14, 256, 4, 1), Job("mid", 6, 128, 5, 1))
 
@@ -405,7 +405,7 @@ def document(jobs: tuple[Job, ...], repeats: int, command: str) -> str:
             "- *diffusers, its loader*: the pipeline on a UNet that diffusers loads from a folder of the same weights with `from_pretrained`.",
             "- Each side is its own process, and they take their steps in turn, A B C, B C A, so that other load on the machine meets all alike. A step is timed from one step callback to the next without the first, which warms up. The time ratio is the median of the ratios at the same step; the CPU time of the process beside it does not count waiting for a core, so on a busy machine it is the one to read.",
             "- Peak RSS is VmHWM of the process, libraries and weights included; *above the loaded model* is that peak less the RSS once all UNet weights have been read. Encoding and decoding are on neither side.",
-            "- diffusers runs the guidance halves as one batch. Ours run one after the other, which halves the activations, except on clips as small as in the last rows, where reading the weights twice a step costs more than it saves.",
+            "- diffusers runs each layer on the whole clip and both guidance halves. Ours runs one half after the other, each layer on pieces of the clip that fit the cache, and computes the cross-attention, which has one key, once a run.",
             "",
             "## ComfyUI's start-up",
             "",

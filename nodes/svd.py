@@ -332,6 +332,7 @@ class TemporalSampler:
             start_T4hw=start,
             strength=denoise,
             on_step=lambda done, total, x0: progress(done, total, svd.preview(x0)),
+            tick=host.throw_if_interrupted,
         )
         return _with_notes(unique_id, notes, {"samples": samples})
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .frames import Clip
 from .group_norm import GroupStatistics, normalise_silu
 
 if TYPE_CHECKING:
-    from diffusers.models.resnet import SpatioTemporalResBlock
-
-Clip = list[Tensor]
-"""All frames in order, as contiguous chunks [F,C,H,W]; separate tensors, so that a chunk can be released on its own."""
+    from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock
 
 
 def position_spans(frame_positions: int, chunk_positions: int) -> Iterator[slice]:
@@ -50,19 +49,24 @@ def mix_frames(
     chunk_positions: int,
     spare_elements: int,
     tick: Callable[[], None],
+    temb_1E: Tensor | None = None,
 ) -> None:
     """Adds the temporal branch of `block` to the clip in place; `input_statistics` are those of its norm1 on the clip.
 
+    `temb_1E` is the time embedding, one for all frames, where the block takes one.
     The second norm needs all of the first convolution's result. As much of it as `spare_elements` allow is kept
     (a chunk at least), the rest is computed again. `tick` is called once per chunk of positions in each of the passes.
     The blend s*x + (1-s)*(x + branch) is x + (1-s)*branch, so the spatial input is not needed beside the clip.
     """
-    temporal = block.temporal_res_block
+    temporal: Any = block.temporal_res_block
     norm1 = input_statistics.scale_and_shift(clip[0].dtype)
     spans = list(position_spans(clip[0].shape[2] * clip[0].shape[3], chunk_positions))
 
+    time_C11 = None if temb_1E is None else temporal.time_emb_proj(F.silu(temb_1E))[0, :, None, None]
+
     def first_half(span: slice) -> Tensor:
-        return convolve_time(temporal.conv1, normalise_silu(gather_positions(clip, span), *norm1))
+        y_CTP = convolve_time(temporal.conv1, normalise_silu(gather_positions(clip, span), *norm1))
+        return y_CTP if time_C11 is None else y_CTP.add_(time_C11)
 
     kept: list[Tensor | None] = []
     statistics = GroupStatistics(temporal.norm2)
@@ -76,7 +80,7 @@ def mix_frames(
         tick()
 
     norm2 = statistics.scale_and_shift(clip[0].dtype)
-    share = _temporal_share(block, clip[0])
+    share = temporal_share(block.time_mixer, clip[0])
     for index, span in enumerate(spans):
         y_CTP, kept[index] = kept[index], None
         if y_CTP is None:
@@ -88,9 +92,11 @@ def mix_frames(
         tick()
 
 
-def _temporal_share(block: SpatioTemporalResBlock, like: Tensor) -> Tensor:
-    """The weight of the temporal branch, whichever way round the blender is switched: its blend of 0 and 1."""
-    return block.time_mixer(x_spatial=like.new_zeros(1), x_temporal=like.new_ones(1))
+def temporal_share(mixer: AlphaBlender, like: Tensor) -> Tensor:
+    """The weight [1] of the temporal side, whichever way round the blender is switched, in the dtype of `like`."""
+    no_image_11 = like.new_zeros(1, 1)
+    alpha = mixer.get_alpha(no_image_11, ndims=3).reshape(1).to(like.dtype)
+    return alpha if mixer.switch_spatial_to_temporal_mix else 1 - alpha
 
 
 def _add_positions(clip: Clip, span: slice, y_CTP: Tensor, share: Tensor) -> None:

@@ -11,28 +11,27 @@ h and w the latent frame, H and W the frame at hand (of `out_THW3`: the picture)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LeanVideoError
+from .frames import Clip, FrameOp, children, drain, frame_chunks, norm_silu, optional, resnet, run_frames
 from .group_norm import GroupStatistics
-from .temporal import Clip, convolve_time, count_spans, gather_positions, mix_frames, position_spans
+from .pieces import default_pieces
+from .temporal import convolve_time, count_spans, gather_positions, mix_frames, position_spans
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
     from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
     from diffusers.models.autoencoders.vae import Decoder, Encoder
-    from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock
+    from diffusers.models.resnet import SpatioTemporalResBlock
 
 Progress = Callable[[int, int], None]
-FrameOp = Callable[[Tensor], Tensor]
-"""Maps [F,C,H,W] to [F,C',H',W'], each frame by itself."""
 
 
 @torch.no_grad()
@@ -56,10 +55,10 @@ def decode(
     progress: called with (done, total) after every layer of every chunk; may raise to cancel.
     Raises LeanVideoError for latents of another kind.
     """
-    chunking = _Chunking(frames, chunk_elements or default_chunk_elements(vae.decoder.conv_in.weight.device))
+    chunking = _Chunking(frames, chunk_elements or default_pieces(vae.decoder.conv_in.weight.device).elements)
     _check_latents(z_T4hw, vae.config["latent_channels"])
     out_THW3 = _output_for(z_T4hw, _upscale(vae.decoder), out_THW3)
-    chunks = _frame_chunks(z_T4hw, frames, vae.decoder.conv_in.weight)
+    chunks = frame_chunks(z_T4hw, frames, vae.decoder.conv_in.weight)
     if hasattr(vae.decoder, "time_conv_out"):
         _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw.shape, chunks, out_THW3, chunking, progress)
     else:
@@ -76,16 +75,8 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder | AutoencoderKL, x_B3HW: Tenso
     """
     ops = _encoder_ops(vae)
     meter = _Meter(len(ops) * len(x_B3HW), progress)
-    moments = _run_frames(ops, _frame_chunks(x_B3HW, 1, vae.encoder.conv_in.weight), meter.tick)
+    moments = run_frames(ops, frame_chunks(x_B3HW, 1, vae.encoder.conv_in.weight), meter.tick)
     return torch.cat([m.chunk(2, dim=1)[0] for m in moments])
-
-
-def default_chunk_elements(device: torch.device) -> int:
-    """A chunk that fits the cache of a CPU core, or keeps an accelerator busy; 32 MiB in fp16.
-
-    A fixed size and never free memory, so that nothing else that runs can change a result.
-    """
-    return 2**20 if device.type == "cpu" else 2**24
 
 
 # The temporal decoder: stages of frame-by-frame layers, each ended by a mix over time
@@ -145,7 +136,7 @@ def _decode_clip(
     for i, stage in enumerate(stages):
         clip: Clip = []
         statistics = GroupStatistics(stage.block.temporal_res_block.norm1)
-        for x_FCHW in _run_frames(stage.frame_ops, chunks, meter.tick):
+        for x_FCHW in run_frames(stage.frame_ops, chunks, meter.tick):
             clip.append(x_FCHW.contiguous())
             statistics.add(clip[-1], channel_axis=1)
             del x_FCHW
@@ -157,9 +148,9 @@ def _decode_clip(
             spare_elements=max(clip_elements) - clip_elements[i],  # up to here the widest stage has paid for it
             tick=meter.tick,
         )
-        chunks = _drain(clip)
+        chunks = drain(clip)
 
-    clip = list(_run_frames(head, chunks, meter.tick))
+    clip = list(run_frames(head, chunks, meter.tick))
     for span in position_spans(picture_positions, picture_chunk):
         rgb_3TP = _to_picture(convolve_time(decoder.time_conv_out, gather_positions(clip, span)), out_THW3.dtype)
         out_THW3.view(clip_frames, picture_positions, 3)[:, span] = rgb_3TP.permute(1, 2, 0)
@@ -172,18 +163,18 @@ def _temporal_stages(decoder: TemporalDecoder) -> list[_Stage]:
     upscale = 1
 
     def end_stage(block: SpatioTemporalResBlock) -> None:
-        stages.append(_Stage((*ops, partial(_resnet, block.spatial_res_block)), block, upscale))
+        stages.append(_Stage((*ops, partial(resnet, block.spatial_res_block)), block, upscale))
         ops.clear()
 
-    first, *rest = _children(decoder.mid_block, "resnets")
+    first, *rest = children(decoder.mid_block, "resnets")
     end_stage(first)
     for attention, block in zip(decoder.mid_block.attentions, rest, strict=False):  # diffusers, too, stops at the shorter
         ops.append(attention)
         end_stage(block)
     for up_block in decoder.up_blocks:
-        for block in _children(up_block, "resnets"):
+        for block in children(up_block, "resnets"):
             end_stage(block)
-        for upsampler in _children(up_block, "upsamplers"):
+        for upsampler in children(up_block, "upsamplers"):
             ops.append(upsampler)
             upscale *= 2
     return stages
@@ -203,7 +194,7 @@ def _decode_frames(
     ops = _decoder_ops(vae)
     meter = _Meter(chunking.frame_chunks(clip_frames) * len(ops), progress)
     start = 0
-    for rgb_F3HW in _run_frames(ops, chunks, meter.tick):
+    for rgb_F3HW in run_frames(ops, chunks, meter.tick):
         end = start + len(rgb_F3HW)
         out_THW3[start:end] = _to_picture(rgb_F3HW, out_THW3.dtype).permute(0, 2, 3, 1)
         start = end
@@ -213,76 +204,30 @@ def _decoder_ops(vae: AutoencoderKL) -> list[FrameOp]:
     decoder = vae.decoder
     ops: list[FrameOp] = [decoder.conv_in, *_mid_ops(decoder)]
     for up_block in decoder.up_blocks:
-        ops += [partial(_resnet, block) for block in _children(up_block, "resnets")]
-        ops += _children(up_block, "upsamplers")
-    return [*_optional(vae, "post_quant_conv"), *ops, *_head_ops(decoder)]
+        ops += [partial(resnet, block) for block in children(up_block, "resnets")]
+        ops += children(up_block, "upsamplers")
+    return [*optional(vae, "post_quant_conv"), *ops, *_head_ops(decoder)]
 
 
 def _encoder_ops(vae: AutoencoderKLTemporalDecoder | AutoencoderKL) -> list[FrameOp]:
     encoder = vae.encoder
     ops: list[FrameOp] = [encoder.conv_in]
     for down_block in encoder.down_blocks:
-        ops += [partial(_resnet, block) for block in _children(down_block, "resnets")]
-        ops += _children(down_block, "downsamplers")
-    return [*ops, *_mid_ops(encoder), *_head_ops(encoder), *_optional(vae, "quant_conv")]
+        ops += [partial(resnet, block) for block in children(down_block, "resnets")]
+        ops += children(down_block, "downsamplers")
+    return [*ops, *_mid_ops(encoder), *_head_ops(encoder), *optional(vae, "quant_conv")]
 
 
 def _mid_ops(coder: Decoder | Encoder) -> list[FrameOp]:
-    first, *rest = _children(coder.mid_block, "resnets")
-    ops: list[FrameOp] = [partial(_resnet, first)]
-    for attention, block in zip(_children(coder.mid_block, "attentions"), rest, strict=True):
-        ops += [op for op in (attention, partial(_resnet, block)) if op is not None]
+    first, *rest = children(coder.mid_block, "resnets")
+    ops: list[FrameOp] = [partial(resnet, first)]
+    for attention, block in zip(children(coder.mid_block, "attentions"), rest, strict=True):
+        ops += [op for op in (attention, partial(resnet, block)) if op is not None]
     return ops
 
 
 def _head_ops(coder: Decoder | Encoder | TemporalDecoder) -> list[FrameOp]:
-    return [partial(_norm_silu, cast(nn.GroupNorm, coder.conv_norm_out)), coder.conv_out]
-
-
-def _children(block: nn.Module, name: str) -> list[Any]:
-    """The modules of a list that some blocks have not, or have as None."""
-    return list(getattr(block, name, None) or ())
-
-
-def _optional(vae: nn.Module, name: str) -> list[FrameOp]:
-    module = getattr(vae, name, None)
-    return [] if module is None else [module]
-
-
-# Frames
-
-
-def _resnet(block: ResnetBlock2D, x_FCHW: Tensor) -> Tensor:
-    """The block's forward as the VAEs use it (no time embedding, SiLU, scale 1), with two copies of the input less."""
-    y_FCHW = block.conv1(_norm_silu(block.norm1, x_FCHW))
-    y_FCHW = block.conv2(_norm_silu(block.norm2, y_FCHW))
-    return y_FCHW.add_(x_FCHW if block.conv_shortcut is None else block.conv_shortcut(x_FCHW))
-
-
-def _norm_silu(norm: nn.GroupNorm, x_FCHW: Tensor) -> Tensor:
-    return F.silu(norm(x_FCHW), inplace=True)
-
-
-def _run_frames(ops: Sequence[FrameOp], chunks: Iterable[Tensor], tick: Callable[[], None]) -> Iterator[Tensor]:
-    """Each chunk after all of `ops`; it holds one chunk at a time, and none while the next is being fetched."""
-    for x_FCHW in chunks:
-        for op in ops:
-            x_FCHW = op(x_FCHW)
-            tick()
-        yield x_FCHW
-        del x_FCHW
-
-
-def _drain(clip: Clip) -> Iterator[Tensor]:
-    """The chunks in order; the clip lets go of each as it is handed out."""
-    clip.reverse()
-    while clip:
-        yield clip.pop()
-
-
-def _frame_chunks(x_BCHW: Tensor, frames: int, weight: Tensor) -> Iterator[Tensor]:
-    """Chunks of frames, where and as the weight is: encoder and decoder may lie on different devices in different dtypes."""
-    return (x_FCHW.to(weight.device, weight.dtype) for x_FCHW in x_BCHW.split(frames))
+    return [partial(norm_silu, cast(nn.GroupNorm, coder.conv_norm_out)), coder.conv_out]
 
 
 def _to_picture(rgb: Tensor, dtype: torch.dtype) -> Tensor:
@@ -314,7 +259,7 @@ def _check_latents(z_T4hw: Tensor, channels: int) -> None:
 
 
 def _upscale(decoder: Decoder | TemporalDecoder) -> int:
-    return 2 ** sum(len(_children(up_block, "upsamplers")) for up_block in decoder.up_blocks)
+    return 2 ** sum(len(children(up_block, "upsamplers")) for up_block in decoder.up_blocks)
 
 
 def _output_for(z_T4hw: Tensor, upscale: int, out_THW3: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ Shape letters: T frames, C channels, H W pixels, h w latent pixels (an eighth).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,6 @@ MAX_SIDE = 4096
 MAX_STEPS = 1000
 MIN_STRENGTH = 0.001  # the schedule behind a strength has steps / strength noise levels
 MAX_CLIP_PIXELS = 1024 * 1024 * 576  # of all frames together: as float32 frames they take 7 GiB
-BATCHED_POSITIONS = 4096  # latent pixels of a clip up to which reading the weights twice a step costs more than activations twice as large
 
 # What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
 _LATENT_TO_RGB = ((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177))
@@ -222,10 +221,11 @@ def sample_clip(
     start_T4hw: Tensor | None = None,
     strength: float = 1.0,
     on_step: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents [T,4,h,w] of a clip: float32 on the CPU, as ComfyUI's LATENT: in the VAE's own scale, which is the network's divided by `model.scaling_factor`.
 
-    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents in the network's scale.
+    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents in the network's scale; `tick` is called many times a step. Either may raise to cancel.
     Raises LeanVideoError for a clip or step count that is too large, and when the start clip has another size than the conditioning.
     """
     height, width = conditioning.latent_size
@@ -243,7 +243,7 @@ def sample_clip(
     with resident(device, unet):
         scale = guidance_scale(guidance_mode, frames, *guidance)
         latents = sample(
-            guide(denoiser(unet, conditioning, frames, device), _both_estimates(unet, conditioning, frames, device), scale),
+            guide(denoiser(unet, conditioning, frames, device, tick), _estimates(unet, [conditioning, _blank(conditioning)], frames, device, tick), scale),
             shape,
             steps=steps,
             seed=seed,
@@ -270,41 +270,37 @@ def _blank(conditioning: Conditioning) -> Conditioning:
     )
 
 
-def _both_estimates(unet: Any, conditioning: Conditioning, frames: int, device: torch.device) -> Callable[[Tensor, float], Iterable[Tensor]]:
-    """The conditioned and the unconditioned estimate: of a small clip as one batch, of others one after the other, which halves the activations."""
-    pair = conditioning, _blank(conditioning)
-    height, width = conditioning.latent_size
-    if frames * height * width <= BATCHED_POSITIONS:
-        return _estimates(unet, pair, frames, device)
-    halves = [denoiser(unet, half, frames, device) for half in pair]
-    return lambda x_T4hw, sigma: [half(x_T4hw, sigma) for half in halves]
-
-
-def denoiser(unet: Any, conditioning: Conditioning, frames: int, device: torch.device) -> Denoiser:
-    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32."""
-    estimates = _estimates(unet, [conditioning], frames, device)
+def denoiser(unet: Any, conditioning: Conditioning, frames: int, device: torch.device, tick: Callable[[], None] = lambda: None) -> Denoiser:
+    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32; `tick` is called many times in each call and may raise to cancel."""
+    estimates = _estimates(unet, [conditioning], frames, device, tick)
     return lambda x_T4hw, sigma: estimates(x_T4hw, sigma)[0]
 
 
-def _estimates(unet: Any, conditionings: Sequence[Conditioning], frames: int, device: torch.device) -> Callable[[Tensor, float], Tensor]:
-    """`(x_T4hw, sigma) -> x0_BT4hw` in float32: an estimate for each conditioning, all in one call of the network.
+def _estimates(unet: Any, conditionings: Sequence[Conditioning], frames: int, device: torch.device, tick: Callable[[], None]) -> Callable[[Tensor, float], Tensor]:
+    """`(x_T4hw, sigma) -> x0_BT4hw` in float32: an estimate for each conditioning.
 
     EDM preconditioning with v-prediction: sgm `VScalingWithEDMcNoise` with sigma_data = 1.
     """
     import torch
 
+    from ..lean.unet import LeanUNet
+
     dtype = unet.dtype
-    embedding_B1C = torch.cat([c.image_embedding for c in conditionings]).to(device, dtype)
     concat_BT4hw = torch.stack([c.concat_latents.expand(frames, -1, -1, -1) for c in conditionings]).to(device, dtype)
-    vectors_B3 = torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], device=device, dtype=torch.float32)
+    network = LeanUNet(
+        unet,
+        torch.cat([c.image_embedding for c in conditionings]).to(device, dtype),
+        torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], device=device, dtype=torch.float32),
+        frames,
+        tick=tick,
+    )
 
     def estimates(x_T4hw: Tensor, sigma: float) -> Tensor:
         c_skip, c_in = 1 / (sigma**2 + 1), 1 / math.sqrt(sigma**2 + 1)
         c_out = -sigma * c_in
         c_noise = torch.tensor(0.25 * math.log(sigma), device=device)
         x_BT4hw = (x_T4hw * c_in).to(dtype).expand(len(conditionings), -1, -1, -1, -1)
-        x_BT8hw = torch.cat([x_BT4hw, concat_BT4hw], dim=2)
-        v_BT4hw = unet(x_BT8hw, c_noise, encoder_hidden_states=embedding_B1C, added_time_ids=vectors_B3, return_dict=False)[0]
+        v_BT4hw = network(torch.cat([x_BT4hw, concat_BT4hw], dim=2), c_noise)
         return x_T4hw * c_skip + v_BT4hw.float() * c_out
 
     return estimates

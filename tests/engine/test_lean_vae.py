@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from functools import cache
 from typing import Any
 
@@ -13,12 +12,11 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lean_video.errors import LeanVideoError
 from lean_video.lean.group_norm import GroupStatistics, normalise_silu
 from lean_video.lean.vae import decode, encode_mode
+from tests.engine.live_storage import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in TOLERANCE]
@@ -232,37 +230,3 @@ def test_peak_of_the_full_size_decoder_is_a_sixth_of_stock() -> None:
     assert stock >= 8 * widest_layer
     assert lean <= widest_layer + 5 * one_frame_of_it
     assert lean <= stock / 5.5
-
-
-def peak_bytes(run: Any) -> int:
-    with LiveStorage() as live:
-        run()
-    return live.peak
-
-
-class LiveStorage(TorchDispatchMode):
-    """Adds up the storages that operators create, until they die. What existed before is not counted unless returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
-                self._born(leaf.untyped_storage())
-        return result
-
-    def _born(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._died, key)
-
-    def _died(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)

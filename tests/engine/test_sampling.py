@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,20 +186,25 @@ def test_solvers_match_diffusers_schedulers_on_their_sigmas(solver: str, schedul
 # Preconditioning
 
 
-def test_denoiser_is_the_edm_formula_around_the_network() -> None:
+def test_denoiser_is_the_edm_formula_around_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """With c_skip = 1/(s²+1), c_out = -s/sqrt(s²+1), c_in = 1/sqrt(s²+1), c_noise = ln(s)/4."""
     seen: list[tuple[Any, ...]] = []
     v = torch.randn(1, 3, 4, 5, 6, dtype=torch.float64).float()
 
     class Network:
-        dtype = torch.float32
+        def __init__(self, unet: Any, embedding: Tensor, added_ids: Tensor, frames: int, **_: Any) -> None:
+            assert unet is weights
+            assert frames == 3
+            self.told = embedding, added_ids.tolist()
 
-        def __call__(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, added_time_ids: Tensor, return_dict: bool) -> tuple[Tensor]:
-            seen.append((x, float(t), encoder_hidden_states, added_time_ids.tolist()))
-            return (v,)
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.append((x, float(t), *self.told))
+            return v
 
+    weights = SimpleNamespace(dtype=torch.float32)
+    monkeypatch.setattr("lean_video.lean.unet.LeanUNet", Network)
     concat, embedding = torch.randn(1, 4, 5, 6), torch.randn(1, 1, 8)
-    denoise = denoiser(Network(), Conditioning(embedding, concat, fps=7, motion_bucket=40, augmentation=0.25), 3, CPU)
+    denoise = denoiser(weights, Conditioning(embedding, concat, fps=7, motion_bucket=40, augmentation=0.25), 3, CPU)
     for s in (700.0, 3.0, 1.0, 0.002):
         x = torch.randn(3, 4, 5, 6) * s
         expected = x.double() / (s**2 + 1) - v[0].double() * s / math.sqrt(s**2 + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lean_video.checkpoints import open_svd
 from lean_video.errors import LeanVideoError
+from lean_video.lean.unet import LeanUNet
 from lean_video.models import svd
 from lean_video.models.residency import resident
 from lean_video.models.svd import Conditioning, SVDModel, condition, decode_clip, encode_clip, sample_clip
@@ -174,25 +176,39 @@ def test_augmentation_is_reproduced_by_its_seed_and_by_nothing_else(small: SVDMo
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@dataclass(frozen=True)
+class Call:
+    """What the network was given: x [B,T,8,h,w], CLIP's embedding [B,1,D] and the added ids [B,3]."""
+
+    x: Tensor
+    embedding: Tensor
+    added_ids: Tensor
+
+
 @pytest.fixture
-def unet_calls(small: SVDModel) -> Any:
-    """Keyword arguments and input of each call of the UNet."""
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
-    handle = small.unet.register_forward_pre_hook(lambda module, args, kwargs: calls.append((args[0].clone(), kwargs)), with_kwargs=True)
-    yield calls
-    handle.remove()
+def unet_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Each call of the network from here on."""
+    calls: list[Call] = []
+
+    class Recorded(LeanUNet):
+        def __init__(self, unet: Any, embedding: Tensor, added_ids: Tensor, frames: int, **options: Any) -> None:
+            super().__init__(unet, embedding, added_ids, frames, **options)
+            self.told = embedding, added_ids
+
+        def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+            calls.append(Call(x, *self.told))
+            return super().__call__(x, timestep)
+
+    monkeypatch.setattr("lean_video.lean.unet.LeanUNet", Recorded)
+    return calls
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_the_network_is_told_fps_less_one_and_the_unconditioned_twin_sees_no_image(batched: bool, small: SVDModel, unet_calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(svd, "BATCHED_POSITIONS", 2 * 8 * 8 if batched else 2 * 8 * 8 - 1)
+def test_the_network_is_told_fps_less_one_and_the_unconditioned_twin_sees_no_image(small: SVDModel, unet_calls: list[Call]) -> None:
     conditioning = condition(small, photo(64, 64), 64, 64, device=CPU, fps=8, motion_bucket=200, augmentation=0.04)
     sample_clip(small, conditioning, frames=2, steps=1, device=CPU, guidance=(1.0, 3.0))
-    assert len(unet_calls) == (1 if batched else 2)
-    with_image, without = torch.cat([x for x, _ in unet_calls])
-    embedding, blank = torch.cat([told["encoder_hidden_states"] for _, told in unet_calls])
-    told = torch.cat([told["added_time_ids"] for _, told in unet_calls])
-    assert torch.equal(told, torch.tensor([[7.0, 200.0, 0.04]] * 2))
+    (call,) = unet_calls
+    (with_image, without), (embedding, blank) = call.x, call.embedding
+    assert torch.equal(call.added_ids, torch.tensor([[7.0, 200.0, 0.04]] * 2))
     assert torch.equal(embedding, conditioning.image_embedding[0])
     assert torch.equal(with_image[:, 4:], conditioning.concat_latents.expand(2, -1, -1, -1))
     assert not blank.any()
@@ -200,17 +216,36 @@ def test_the_network_is_told_fps_less_one_and_the_unconditioned_twin_sees_no_ima
     assert torch.equal(with_image[:, :4], without[:, :4])
 
 
-def test_guidance_gives_the_same_clip_as_one_batch_and_in_turn(small: SVDModel, clip: tuple[Conditioning, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    conditioning, batched = clip
-    monkeypatch.setattr(svd, "BATCHED_POSITIONS", 0)
-    assert relative(sample_clip(small, conditioning, frames=FRAMES, steps=STEPS, device=CPU, seed=11), batched) < 1e-5
+def test_each_frame_may_have_concat_latents_of_its_own(small: SVDModel, unet_calls: list[Call]) -> None:
+    concat = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    conditioning = Conditioning(torch.zeros(1, 1, 64), concat, fps=7, motion_bucket=90, augmentation=0.0)
+    sample_clip(small, conditioning, frames=3, steps=1, device=CPU, guidance=(1.0, 1.0))
+    assert torch.equal(unet_calls[0].x[0, :, 4:], concat)
 
 
-def test_without_guidance_the_network_is_run_once_a_step(small: SVDModel, clip: tuple[Conditioning, Tensor], unet_calls: list[Any]) -> None:
+def test_without_guidance_half_the_network_is_run(small: SVDModel, clip: tuple[Conditioning, Tensor], unet_calls: list[Call]) -> None:
     sample_clip(small, clip[0], frames=2, steps=3, device=CPU, guidance=(1.0, 1.0))
-    assert [len(x) for x, _ in unet_calls] == [1, 1, 1]
+    assert [len(call.x) for call in unet_calls] == [1, 1, 1]
     sample_clip(small, clip[0], frames=2, steps=3, device=CPU, guidance=(2.0, 1.0))
-    assert [len(x) for x, _ in unet_calls[3:]] == [2, 2, 2]
+    assert [len(call.x) for call in unet_calls[3:]] == [2, 2, 2]
+
+
+def test_a_cancel_in_the_middle_of_a_step_ends_it(small: SVDModel, clip: tuple[Conditioning, Tensor]) -> None:
+    class Cancelled(Exception):
+        pass
+
+    ticks, steps = 0, []
+
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks == 20:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        sample_clip(small, clip[0], frames=2, steps=3, device=CPU, tick=tick, on_step=lambda *step: steps.append(step))
+    assert ticks == 20
+    assert not steps
 
 
 # Video to video

@@ -1,0 +1,228 @@
+"""Exact forward of diffusers' SVD UNet in little memory.
+
+Every layer is run on as little of the clip as it can be without changing its result: layers that look at one frame on chunks of frames,
+layers that mix frames on chunks of positions, the temporal norms in two passes. Only the clip between two layers, one copy of it as tokens,
+and the skip connections exist whole. Chunk sizes change the result by rounding error only.
+
+Folded, since they are the same at every step of a run: cross-attention, which has one key and so gives every token the same vector
+(`transformer.one_key_attention`), and the embedding of the frame positions.
+
+Shape suffixes: B guidance halves, T frames of the clip, F frames of one chunk, C channels, D channels of the context, E the time embedding,
+P positions, h and w the latent frame, H and W the frame at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .frames import Clip, FrameOp, children, drain, frame_chunks, norm_silu, regrouped, resnet, run_frames
+from .group_norm import GroupStatistics
+from .pieces import Pieces, default_pieces
+from .temporal import mix_frames, position_spans, temporal_share
+from .transformer import frame_positions, gather_tokens, mix_space, mix_time, one_key_attention, split_frames, to_tokens
+
+if TYPE_CHECKING:
+    from diffusers import UNetSpatioTemporalConditionModel
+    from diffusers.models.resnet import SpatioTemporalResBlock
+    from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+
+Stage = tuple[nn.Module, ...]
+"""The modules whose weights the next piece of work needs."""
+
+
+class LeanUNet:
+    """The UNet for clips of one length under given conditionings, one for each guidance half.
+
+    embedding_B1D, added_ids_B3: as the UNet takes them.
+    pieces: default, those that suit the device.
+    together: whether the halves go through each layer in turn, so that its weights are needed once a step, or one after the other
+        through the whole network, so that one half's skip connections exist at a time. The results are the same.
+    tick: called after every piece of work; may raise to cancel.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        unet: UNetSpatioTemporalConditionModel,
+        embedding_B1D: Tensor,
+        added_ids_B3: Tensor,
+        frames: int,
+        *,
+        pieces: Pieces | None = None,
+        together: bool = False,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._unet: Any = unet
+        self._added_ids_B3 = added_ids_B3
+        self._frames = frames
+        self._pieces = pieces or default_pieces(embedding_B1D.device)
+        self._together = together
+        self._tick = tick
+        # Keyed by module: the folded cross-attention [1,1,C] of each half, and the frame positions [T,C].
+        self._contexts: dict[nn.Module, list[Tensor]] = {}
+        self._positions: dict[nn.Module, Tensor] = {}
+        for transformer in _transformers(unet):
+            self._positions[transformer] = frame_positions(transformer, frames, embedding_B1D)
+            for block in (*transformer.transformer_blocks, *transformer.temporal_transformer_blocks):
+                self._contexts[block] = [one_key_attention(block.attn2, context_11D) for context_11D in embedding_B1D.split(1)]
+
+    @torch.no_grad()
+    def __call__(self, x_BT8hw: Tensor, timestep: Tensor) -> Tensor:
+        """What `unet(x, timestep, ...)` gives, [B,T,4,h,w], up to rounding."""
+        walks = [self._walk(half, x_T8hw, timestep) for half, x_T8hw in enumerate(x_BT8hw)]
+        groups = [walks] if self._together else [[walk] for walk in walks]
+        return torch.stack([v_T4hw for group in groups for v_T4hw in _run_abreast(group)])
+
+    def _walk(self, half: int, x_T8hw: Tensor, timestep: Tensor) -> Generator[Stage, None, Tensor]:
+        """One half through the network. It stops before each stage to tell whose weights come next."""
+        unet = self._unet
+        yield unet.time_embedding, unet.add_embedding, unet.conv_in
+        temb_1E = self._time_embedding(half, timestep, x_T8hw.dtype)
+        channels, (height, width) = unet.conv_in.out_channels, x_T8hw.shape[2:]
+        clip = self._run([unet.conv_in], frame_chunks(x_T8hw, self._pieces.frames(channels, height, width), unet.conv_in.weight))
+        skips = [clip]
+        for block in unet.down_blocks:
+            for block_resnet, attention in _pairs(block):
+                clip = yield from self._resnet(block_resnet, regrouped(clip, self._frames_at(block_resnet, clip)), temb_1E)
+                if attention is not None:
+                    yield from self._transformer(attention, clip, half)
+                skips.append(clip)
+            for downsampler in children(block, "downsamplers"):
+                yield (downsampler,)
+                clip = self._run([downsampler], clip)
+                skips.append(clip)
+
+        first, *rest = unet.mid_block.resnets
+        clip = yield from self._resnet(first, clip, temb_1E)
+        for attention, block_resnet in zip(unet.mid_block.attentions, rest, strict=True):
+            yield from self._transformer(attention, clip, half)
+            clip = yield from self._resnet(block_resnet, drain(clip), temb_1E)
+
+        chunks, upsampler = drain(clip), []
+        for block in unet.up_blocks:
+            for block_resnet, attention in _pairs(block):
+                skip = skips.pop()
+                frames = self._frames_at(block_resnet, skip)
+                if upsampler:  # it becomes part of the resnet, so that its wide result exists for one chunk of frames only
+                    chunks = run_frames([partial(_upsample, *upsampler, skip[0].shape[2:])], regrouped(chunks, frames), self._tick)
+                chunks = _joined(regrouped(chunks, frames), regrouped(drain(skip), frames))
+                clip = yield from self._resnet(block_resnet, chunks, temb_1E, *upsampler)
+                if attention is not None:
+                    yield from self._transformer(attention, clip, half)
+                chunks, upsampler = drain(clip), []
+            upsampler = children(block, "upsamplers")
+
+        yield unet.conv_norm_out, unet.conv_out
+        return torch.cat(self._run([partial(norm_silu, unet.conv_norm_out), unet.conv_out], chunks))
+
+    def _time_embedding(self, half: int, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        unet = self._unet
+        added_1A = unet.add_time_proj(self._added_ids_B3[half]).reshape(1, -1).to(dtype)
+        return unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(dtype)) + unet.add_embedding(added_1A)
+
+    def _frames_at(self, block: SpatioTemporalResBlock, clip: Clip) -> int:
+        """Frames of a chunk of the block's result, on a clip of this size."""
+        return self._pieces.frames(block.spatial_res_block.out_channels, *clip[0].shape[2:])
+
+    def _run(self, ops: Sequence[FrameOp], chunks: Iterable[Tensor]) -> Clip:
+        return list(run_frames(ops, chunks, self._tick))
+
+    def _resnet(self, block: SpatioTemporalResBlock, chunks: Iterable[Tensor], temb_1E: Tensor, *before: nn.Module) -> Generator[Stage, None, Clip]:
+        """A new clip; `before` are modules that run as `chunks` are drawn."""
+        yield *before, block.spatial_res_block
+        statistics = GroupStatistics(block.temporal_res_block.norm1)
+        clip: Clip = []
+        for x_FCHW in run_frames([partial(resnet, block.spatial_res_block, temb_1E=temb_1E)], chunks, self._tick):
+            clip.append(x_FCHW)
+            statistics.add(x_FCHW, channel_axis=1)
+            del x_FCHW
+        yield block.temporal_res_block, block.time_mixer
+        _, channels, height, width = clip[0].shape
+        mix_frames(
+            block,
+            clip,
+            statistics,
+            chunk_positions=self._pieces.positions(channels, self._frames),
+            spare_elements=self._frames * channels * height * width,  # a transformer of this size holds as much in tokens
+            tick=self._tick,
+            temb_1E=temb_1E,
+        )
+        return clip
+
+    def _transformer(self, transformer: TransformerSpatioTemporalModel, clip: Clip, half: int) -> Generator[Stage, None, None]:
+        """Adds the transformer's result to the clip in place."""
+        tokens: list[Tensor] = []
+        channels, frame_size = clip[0].shape[1], clip[0].shape[2] * clip[0].shape[3]
+        chunk_tokens = self._pieces.tokens(channels)
+        layers = list(zip(transformer.transformer_blocks, transformer.temporal_transformer_blocks, strict=True))
+        for index, (spatial, temporal) in enumerate(layers):
+            first, last = index == 0, index + 1 == len(layers)
+            yield (*((transformer.norm, transformer.proj_in) if first else ()), *_without_cross_attention(spatial))
+            if first:
+                tokens = [transformer.proj_in(to_tokens(transformer.norm(x_FCHW))) for x_FCHW in clip]
+            for tokens_FPC in tokens:
+                mix_space(spatial, tokens_FPC, self._contexts[spatial][half], chunk_tokens)
+                self._tick()
+            yield (*_without_cross_attention(temporal), transformer.time_mixer, *((transformer.proj_out,) if last else ()))
+            share = temporal_share(transformer.time_mixer, tokens[0])
+            for span in position_spans(frame_size, self._pieces.positions(channels, self._frames)):
+                x_PTC = gather_tokens(tokens, span)
+                y_PTC = mix_time(temporal, x_PTC + self._positions[transformer], self._contexts[temporal][half], chunk_tokens)
+                y_PTC = torch.lerp(x_PTC, y_PTC, share)
+                del x_PTC
+                if last:
+                    y_PTC = transformer.proj_out(y_PTC)
+                    for x_FCHW, y_FPC in split_frames(y_PTC, clip):
+                        x_FCHW.view(*x_FCHW.shape[:2], -1)[:, :, span] += y_FPC.transpose(1, 2)
+                else:
+                    for tokens_FPC, y_FPC in split_frames(y_PTC, tokens):
+                        tokens_FPC[:, span] = y_FPC
+                del y_PTC
+                self._tick()
+
+
+def _run_abreast(walks: Sequence[Generator[Stage, None, Tensor]]) -> list[Tensor]:
+    """Takes all walks, which have the same stages, through each stage before the next; their results."""
+    results: list[Tensor] = []
+    while len(results) < len(walks):
+        for walk in walks:
+            try:
+                next(walk)
+            except StopIteration as end:
+                results.append(end.value)
+    return results
+
+
+def _pairs(block: Any) -> Iterator[tuple[Any, Any]]:
+    """Each resnet of a block with its transformer, None where the block has none."""
+    attentions = children(block, "attentions") or [None] * len(block.resnets)
+    return zip(block.resnets, attentions, strict=True)
+
+
+def _joined(chunks: Iterator[Tensor], skips: Iterator[Tensor]) -> Iterator[Tensor]:
+    for x_FCHW in chunks:
+        x_FCHW = torch.cat([x_FCHW, next(skips)], dim=1)
+        yield x_FCHW
+        del x_FCHW
+
+
+def _upsample(upsampler: Any, size: torch.Size, x_FCHW: Tensor) -> Tensor:
+    """Twice the size, or as large as the skip connection that it will meet where that is not twice."""
+    doubled = tuple(size) == (2 * x_FCHW.shape[2], 2 * x_FCHW.shape[3])
+    return upsampler(x_FCHW, None if doubled else tuple(size))
+
+
+def _transformers(unet: nn.Module) -> Iterator[Any]:
+    from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+
+    return (module for module in unet.modules() if isinstance(module, TransformerSpatioTemporalModel))
+
+
+def _without_cross_attention(block: Any) -> Stage:
+    """The children of a transformer block that a step runs: its cross-attention is folded, and the norm before that with it."""
+    return tuple(module for name, module in block.named_children() if name not in ("norm2", "attn2"))
