@@ -14,6 +14,7 @@ P positions, h and w the latent frame, H and W the frame at hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .frames import Clip, FrameOp, children, drain, frame_chunks, norm_silu, reg
 from .group_norm import GroupStatistics
 from .pieces import Pieces, default_pieces
 from .temporal import mix_frames, position_spans, temporal_share
+from .transfer import Arrival, Stage, Transfer, Weights
 from .transformer import frame_positions, gather_tokens, mix_space, mix_time, one_key_attention, split_frames, to_tokens
 
 if TYPE_CHECKING:
@@ -31,17 +33,31 @@ if TYPE_CHECKING:
     from diffusers.models.resnet import SpatioTemporalResBlock
     from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 
-Stage = tuple[nn.Module, ...]
-"""The modules whose weights the next piece of work needs."""
+
+@dataclass(frozen=True)
+class UNetPlan:
+    """What a forward trades for what. The results are the same.
+
+    pieces    how much of a clip is worked on at a time
+    streamed  weights lie on the host and come to the device for the layers that need them; else they stay there
+    together  both guidance halves go through each layer in turn, so that streamed weights come once a step; else one half after the other
+              goes through the whole network, so that one half's skip connections exist at a time
+    parked    skip connections wait on the host
+    """
+
+    pieces: Pieces
+    streamed: bool = False
+    together: bool = False
+    parked: bool = False
 
 
 class LeanUNet:
     """The UNet for clips of one length under given conditionings, one for each guidance half.
 
-    embedding_B1D, added_ids_B3: as the UNet takes them.
-    pieces: default, those that suit the device.
-    together: whether the halves go through each layer in turn, so that its weights are needed once a step, or one after the other
-        through the whole network, so that one half's skip connections exist at a time. The results are the same.
+    unet: its weights are on the host, and stay there but for what the plan has on the device.
+    embedding_B1D, added_ids_B3: as the UNet takes them, the embedding on the host.
+    transfer: to the device that computes; default, the host itself.
+    plan: default, everything on the device, in pieces that suit it.
     tick: called after every piece of work; may raise to cancel.
     """
 
@@ -53,30 +69,46 @@ class LeanUNet:
         added_ids_B3: Tensor,
         frames: int,
         *,
-        pieces: Pieces | None = None,
-        together: bool = False,
+        transfer: Transfer | None = None,
+        plan: UNetPlan | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._unet: Any = unet
-        self._added_ids_B3 = added_ids_B3
         self._frames = frames
-        self._pieces = pieces or default_pieces(embedding_B1D.device)
-        self._together = together
+        self._transfer = transfer or Transfer(torch.device("cpu"))
+        device = self._transfer.device
+        self._plan = plan or UNetPlan(default_pieces(device))
+        self._pieces = self._plan.pieces
+        self._weights = Weights(self._transfer, resident=not self._plan.streamed)
         self._tick = tick
+        self._added_ids_B3 = added_ids_B3.to(device)
         # Keyed by module: the folded cross-attention [1,1,C] of each half, and the frame positions [T,C].
         self._contexts: dict[nn.Module, list[Tensor]] = {}
         self._positions: dict[nn.Module, Tensor] = {}
         for transformer in _transformers(unet):
-            self._positions[transformer] = frame_positions(transformer, frames, embedding_B1D)
+            self._positions[transformer] = frame_positions(transformer, frames, embedding_B1D).to(device)
             for block in (*transformer.transformer_blocks, *transformer.temporal_transformer_blocks):
-                self._contexts[block] = [one_key_attention(block.attn2, context_11D) for context_11D in embedding_B1D.split(1)]
+                self._contexts[block] = [one_key_attention(block.attn2, context_11D).to(device) for context_11D in embedding_B1D.split(1)]
 
     @torch.no_grad()
     def __call__(self, x_BT8hw: Tensor, timestep: Tensor) -> Tensor:
-        """What `unet(x, timestep, ...)` gives, [B,T,4,h,w], up to rounding."""
+        """What `unet(x, timestep, ...)` gives, [B,T,4,h,w], up to rounding; all on the device."""
         walks = [self._walk(half, x_T8hw, timestep) for half, x_T8hw in enumerate(x_BT8hw)]
-        groups = [walks] if self._together else [[walk] for walk in walks]
-        return torch.stack([v_T4hw for group in groups for v_T4hw in _run_abreast(group)])
+        groups = [walks] if self._plan.together else [[walk] for walk in walks]
+        return torch.stack([v_T4hw for group in groups for v_T4hw in self._run_abreast(group)])
+
+    def _run_abreast(self, walks: Sequence[Generator[Stage, None, Tensor]]) -> list[Tensor]:
+        """Takes all walks, which have the same stages, through each stage before the next; their results."""
+        results: list[Tensor] = []
+        modules, *_ = [next(walk) for walk in walks]
+        while not results:
+            with self._weights.stage(modules):
+                for walk in walks:
+                    try:
+                        modules = next(walk)
+                    except StopIteration as end:
+                        results.append(end.value)
+        return results
 
     def _walk(self, half: int, x_T8hw: Tensor, timestep: Tensor) -> Generator[Stage, None, Tensor]:
         """One half through the network. It stops before each stage to tell whose weights come next."""
@@ -85,20 +117,20 @@ class LeanUNet:
         temb_1E = self._time_embedding(half, timestep, x_T8hw.dtype)
         channels, (height, width) = unet.conv_in.out_channels, x_T8hw.shape[2:]
         clip = self._run([unet.conv_in], frame_chunks(x_T8hw, self._pieces.frames(channels, height, width), unet.conv_in.weight))
-        skips = [clip]
+        skips: list[Clip] = []
+        chunks = self._keep(clip, skips)
         for block in unet.down_blocks:
             for block_resnet, attention in _pairs(block):
-                clip = yield from self._resnet(block_resnet, regrouped(clip, self._frames_at(block_resnet, clip)), temb_1E)
+                clip = yield from self._resnet(block_resnet, regrouped(chunks, self._frames_at(block_resnet, skips[-1])), temb_1E)
                 if attention is not None:
                     yield from self._transformer(attention, clip, half)
-                skips.append(clip)
+                chunks = self._keep(clip, skips)
             for downsampler in children(block, "downsamplers"):
                 yield (downsampler,)
-                clip = self._run([downsampler], clip)
-                skips.append(clip)
+                chunks = self._keep(self._run([downsampler], chunks), skips)
 
         first, *rest = unet.mid_block.resnets
-        clip = yield from self._resnet(first, clip, temb_1E)
+        clip = yield from self._resnet(first, chunks, temb_1E)
         for attention, block_resnet in zip(unet.mid_block.attentions, rest, strict=True):
             yield from self._transformer(attention, clip, half)
             clip = yield from self._resnet(block_resnet, drain(clip), temb_1E)
@@ -110,7 +142,7 @@ class LeanUNet:
                 frames = self._frames_at(block_resnet, skip)
                 if upsampler:  # it becomes part of the resnet, so that its wide result exists for one chunk of frames only
                     chunks = run_frames([partial(_upsample, *upsampler, skip[0].shape[2:])], regrouped(chunks, frames), self._tick)
-                chunks = _joined(regrouped(chunks, frames), regrouped(drain(skip), frames))
+                chunks = _joined(regrouped(chunks, frames), regrouped(self._fetched(skip), frames))
                 clip = yield from self._resnet(block_resnet, chunks, temb_1E, *upsampler)
                 if attention is not None:
                     yield from self._transformer(attention, clip, half)
@@ -124,6 +156,28 @@ class LeanUNet:
         unet = self._unet
         added_1A = unet.add_time_proj(self._added_ids_B3[half]).reshape(1, -1).to(dtype)
         return unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(dtype)) + unet.add_embedding(added_1A)
+
+    def _keep(self, clip: Clip, skips: list[Clip]) -> Iterator[Tensor]:
+        """Adds the clip to the skip connections; its chunks for the next layer."""
+        if not self._plan.parked:
+            skips.append(clip)
+            return iter(clip)
+        skips.append([self._transfer.park(x_FCHW) for x_FCHW in clip])
+        return drain(clip)
+
+    def _fetched(self, skip: Clip) -> Iterator[Tensor]:
+        """The chunks of a skip connection, which lets go of them; of a parked one, each is on its way while the one before it is worked on."""
+        if not self._plan.parked:
+            yield from drain(skip)
+            return
+        coming: Arrival | None = None
+        for x_FCHW in drain(skip):
+            arrived, coming = coming, self._transfer.fetch([x_FCHW])
+            if arrived is not None:
+                yield arrived()[0]
+            del arrived, x_FCHW
+        if coming is not None:
+            yield coming()[0]
 
     def _frames_at(self, block: SpatioTemporalResBlock, clip: Clip) -> int:
         """Frames of a chunk of the block's result, on a clip of this size."""
@@ -184,18 +238,6 @@ class LeanUNet:
                         tokens_FPC[:, span] = y_FPC
                 del y_PTC
                 self._tick()
-
-
-def _run_abreast(walks: Sequence[Generator[Stage, None, Tensor]]) -> list[Tensor]:
-    """Takes all walks, which have the same stages, through each stage before the next; their results."""
-    results: list[Tensor] = []
-    while len(results) < len(walks):
-        for walk in walks:
-            try:
-                next(walk)
-            except StopIteration as end:
-                results.append(end.value)
-    return results
 
 
 def _pairs(block: Any) -> Iterator[tuple[Any, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import LeanVideoError
 from ..lean import vae as lean_vae
-from ..sampling import guidance_scale, guide, sample
+from ..sampling import guidance_scale, guide, is_guided, sample
 from .images import clip_pixels, fit
 from .parts import Part
 from .residency import resident
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..lean.unet import UNetPlan
     from ..sampling.solvers import Denoiser
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -220,12 +221,13 @@ def sample_clip(
     seed: int = 0,
     start_T4hw: Tensor | None = None,
     strength: float = 1.0,
+    plan: UNetPlan | None = None,
     on_step: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents [T,4,h,w] of a clip: float32 on the CPU, as ComfyUI's LATENT: in the VAE's own scale, which is the network's divided by `model.scaling_factor`.
 
-    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `on_step` gets latents in the network's scale; `tick` is called many times a step. Either may raise to cancel.
+    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `plan` says what the network's run costs, never what it gives; `on_step` gets latents in the network's scale; `tick` is called many times a step. Either may raise to cancel.
     Raises LeanVideoError for a clip or step count that is too large, and when the start clip has another size than the conditioning.
     """
     height, width = conditioning.latent_size
@@ -239,21 +241,24 @@ def sample_clip(
         raise LeanVideoError(f"The start latents have the shape {list(got)}, this clip needs {list(shape)}: make them with {frames} frames of {size[0]}x{size[1]} pixels.")
     if start_T4hw is not None and strength <= 0:
         return start_T4hw.float()
-    unet = model.unet
-    with resident(device, unet):
-        scale = guidance_scale(guidance_mode, frames, *guidance)
-        latents = sample(
-            guide(denoiser(unet, conditioning, frames, device, tick), _estimates(unet, [conditioning, _blank(conditioning)], frames, device, tick), scale),
-            shape,
-            steps=steps,
-            seed=seed,
-            device=device,
-            solver=solver,
-            schedule=schedule,
-            start_T4hw=None if start_T4hw is None else start_T4hw * model.scaling_factor,
-            strength=strength,
-            on_step=on_step,
-        )
+    scale = guidance_scale(guidance_mode, frames, *guidance)
+    options: dict[str, Any] = {"plan": plan, "tick": tick}
+    if is_guided(scale):
+        denoise = guide(_estimates(model.unet, [conditioning, _blank(conditioning)], frames, device, **options), scale)
+    else:
+        denoise = denoiser(model.unet, conditioning, frames, device, **options)
+    latents = sample(
+        denoise,
+        shape,
+        steps=steps,
+        seed=seed,
+        device=device,
+        solver=solver,
+        schedule=schedule,
+        start_T4hw=None if start_T4hw is None else start_T4hw * model.scaling_factor,
+        strength=strength,
+        on_step=on_step,
+    )
     return latents / model.scaling_factor
 
 
@@ -270,28 +275,46 @@ def _blank(conditioning: Conditioning) -> Conditioning:
     )
 
 
-def denoiser(unet: Any, conditioning: Conditioning, frames: int, device: torch.device, tick: Callable[[], None] = lambda: None) -> Denoiser:
+def denoiser(
+    unet: Any,
+    conditioning: Conditioning,
+    frames: int,
+    device: torch.device,
+    *,
+    plan: UNetPlan | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Denoiser:
     """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32; `tick` is called many times in each call and may raise to cancel."""
-    estimates = _estimates(unet, [conditioning], frames, device, tick)
+    estimates = _estimates(unet, [conditioning], frames, device, plan, tick)
     return lambda x_T4hw, sigma: estimates(x_T4hw, sigma)[0]
 
 
-def _estimates(unet: Any, conditionings: Sequence[Conditioning], frames: int, device: torch.device, tick: Callable[[], None]) -> Callable[[Tensor, float], Tensor]:
+def _estimates(
+    unet: Any,
+    conditionings: Sequence[Conditioning],
+    frames: int,
+    device: torch.device,
+    plan: UNetPlan | None,
+    tick: Callable[[], None],
+) -> Callable[[Tensor, float], Tensor]:
     """`(x_T4hw, sigma) -> x0_BT4hw` in float32: an estimate for each conditioning.
 
     EDM preconditioning with v-prediction: sgm `VScalingWithEDMcNoise` with sigma_data = 1.
     """
     import torch
 
+    from ..lean.transfer import transfer_to
     from ..lean.unet import LeanUNet
 
     dtype = unet.dtype
     concat_BT4hw = torch.stack([c.concat_latents.expand(frames, -1, -1, -1) for c in conditionings]).to(device, dtype)
     network = LeanUNet(
         unet,
-        torch.cat([c.image_embedding for c in conditionings]).to(device, dtype),
-        torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], device=device, dtype=torch.float32),
+        torch.cat([c.image_embedding for c in conditionings]).to(dtype),
+        torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], dtype=torch.float32),
         frames,
+        transfer=transfer_to(device),
+        plan=plan,
         tick=tick,
     )
 

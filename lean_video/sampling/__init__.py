@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .guidance import GUIDANCE_MODES, guidance_scale, guide
+from .guidance import GUIDANCE_MODES, guidance_scale, guide, is_guided
 from .sample import sample
 from .schedules import SCHEDULES, sigmas
 from .solvers import SOLVERS
 
-__all__ = ["GUIDANCE_MODES", "SCHEDULES", "SOLVERS", "guidance_scale", "guide", "sample", "sigmas"]
+__all__ = ["GUIDANCE_MODES", "SCHEDULES", "SOLVERS", "guidance_scale", "guide", "is_guided", "sample", "sigmas"]

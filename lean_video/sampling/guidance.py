@@ -32,14 +32,13 @@ def guidance_scale(mode: str, frames: int, low: float, high: float) -> Tensor:
     return (low + ramp * (high - low)).reshape(frames, 1, 1, 1)
 
 
-def guide(conditioned: Denoiser, both: Callable[[Tensor, float], Iterable[Tensor]], scale_T111: Tensor) -> Denoiser:
-    """A denoiser that pushes away from the unconditioned estimate, frame by frame.
+def is_guided(scale_T111: Tensor) -> bool:
+    """Whether any frame needs the unconditioned estimate: the frames are mixed inside the network, so it is all or none."""
+    return not bool((scale_T111 == 1).all())
 
-    `both` gives the conditioned and the unconditioned estimate. It is called only when some frame's scale differs from 1:
-    the frames are mixed inside the network, so it is all or none.
-    """
-    if bool((scale_T111 == 1).all()):
-        return conditioned
+
+def guide(both: Callable[[Tensor, float], Iterable[Tensor]], scale_T111: Tensor) -> Denoiser:
+    """A denoiser that pushes away from the unconditioned estimate, frame by frame. `both` gives the conditioned and the unconditioned estimate."""
 
     def guided(x_T4hw: Tensor, sigma: float) -> Tensor:
         with_image, without = both(x_T4hw, sigma)

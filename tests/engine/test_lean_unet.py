@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from lean_video.lean.frames import regrouped
 from lean_video.lean.pieces import Pieces
-from lean_video.lean.unet import LeanUNet
+from lean_video.lean.transfer import Arrival, Transfer
+from lean_video.lean.unet import LeanUNet, UNetPlan
 from tests.engine.live_storage import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -44,6 +46,27 @@ def unet(dtype: torch.dtype, layers: int = 1) -> Any:
         return network.to(dtype).requires_grad_(False)
 
 
+class Copies(Transfer):
+    """A device that is the host itself, but whose tensors are copies: whatever is used before it came or after it left is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
+        sources = [tensor.clone() for tensor in tensors]
+        fetched = [torch.full_like(tensor, float("nan")) for tensor in tensors]
+
+        def arrive() -> list[Tensor]:
+            for target, source in zip(fetched, sources, strict=True):
+                target.copy_(source)
+            return fetched
+
+        return arrive
+
+    def park(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 def inputs(dtype: torch.dtype, halves: int, frames: int, h: int, w: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -65,18 +88,20 @@ def stock(network: Any, x: Tensor, timestep: Tensor, embedding: Tensor, ids: Ten
     h=st.integers(4, 13),
     w=st.integers(4, 13),
     elements=st.integers(1, 2**17),
+    streamed=st.booleans(),
     together=st.booleans(),
+    parked=st.booleans(),
     layers=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=25)
 def test_forward_is_that_of_stock_for_every_size_and_piece(
-    dtype: torch.dtype, halves: int, frames: int, h: int, w: int, elements: int, together: bool, layers: int, seed: int
+    dtype: torch.dtype, halves: int, frames: int, h: int, w: int, elements: int, streamed: bool, together: bool, parked: bool, layers: int, seed: int
 ) -> None:
     network = unet(dtype, layers)
     x, timestep, embedding, ids = inputs(dtype, halves, frames, h, w, seed)
     expected = stock(network, x, timestep, embedding, ids)
-    ours = LeanUNet(network, embedding, ids, frames, pieces=Pieces(elements), together=together)(x, timestep)
+    ours = LeanUNet(network, embedding, ids, frames, plan=UNetPlan(Pieces(elements), streamed, together, parked), transfer=Copies())(x, timestep)
     assert ours.shape == expected.shape
     assert float((ours - expected).abs().max()) <= TOLERANCE[dtype]
 
@@ -113,6 +138,34 @@ def test_a_step_needs_no_weight_of_what_is_folded() -> None:
     assert float((lean(x, timestep) - expected).abs().max()) <= 1e-5
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_weights_are_used_on_the_device_only_and_are_the_hosts_own_after(streamed: bool) -> None:
+    """The host's are NaN here, the transfer knows the right ones."""
+    network = copy.deepcopy(unet(torch.float32))
+    x, timestep, embedding, ids = inputs(torch.float32, 2, 3, 8, 8)
+    expected = stock(network, x, timestep, embedding, ids)
+    right = {id(parameter): parameter.clone() for parameter in network.parameters()}
+    fetches: list[int] = []
+
+    class Elsewhere(Transfer):
+        def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
+            fetched = [right[id(tensor)].clone() for tensor in tensors]
+            fetches.append(len(fetched))
+            return lambda: fetched
+
+    lean = LeanUNet(network, embedding, ids, 3, plan=UNetPlan(Pieces(2**20), streamed), transfer=Elsewhere(torch.device("cpu")))
+    before = {name: id(parameter) for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.fill_(float("nan"))
+    for _ in range(2):
+        assert float((lean(x, timestep) - expected).abs().max()) <= 1e-5
+    assert {name: id(parameter) for name, parameter in network.named_parameters()} == before
+    assert all(parameter.isnan().all() for parameter in network.parameters())
+    stages = len(fetches) if not streamed else (len(fetches) - 1) // 4  # two steps of two halves; the last stage asks for the first once more
+    assert 20 < stages < 100
+    assert streamed or sum(fetches) < len(right)  # each once, and those that are folded not at all
+
+
 def test_a_tick_that_raises_ends_the_call() -> None:
     class Cancelled(Exception):
         pass
@@ -147,5 +200,5 @@ def test_peak_of_the_full_size_unet(frames: int, width: int, height: int, elemen
         x = torch.empty(2, frames, 8, height // 8, width // 8, dtype=torch.float16)
         embedding, ids, timestep = torch.empty(2, 1, 1024, dtype=torch.float16), torch.empty(2, 3), torch.empty(())
     network = network.to("meta").half().eval().requires_grad_(False)  # diffusers makes some parameters on the CPU
-    lean = LeanUNet(network, embedding, ids, frames, pieces=Pieces(elements))
+    lean = LeanUNet(network, embedding, ids, frames, plan=UNetPlan(Pieces(elements)), transfer=Transfer(torch.device("meta")))
     assert peak_bytes(lambda: lean(x, timestep)) <= most * 2**20

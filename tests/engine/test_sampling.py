@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lean_video.models.svd import Conditioning, denoiser
-from lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS, guidance_scale, guide, sample, sigmas
+from lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS, guidance_scale, guide, is_guided, sample, sigmas
 from tests.engine.conftest import CPU, relative
 
 MIN, MAX = 0.002, 700.0
@@ -245,12 +245,9 @@ def test_guidance_stays_between_its_ends(mode: str, frames: int, low: float, hig
     assert scale.max() <= max(low, high) + slack
 
 
-def test_without_guidance_the_unconditioned_network_is_never_run() -> None:
-    def never(x: Tensor, sigma: float) -> Tensor:
-        raise AssertionError
-
-    denoise = guide(lambda x, sigma: x + sigma, never, guidance_scale("linear", 4, 1.0, 1.0))
-    assert torch.equal(denoise(torch.zeros(4, 1, 1, 1), 2.0), torch.full((4, 1, 1, 1), 2.0))
+@pytest.mark.parametrize(("scale", "guided"), [([1, 1, 1], False), ([1, 1, 1.5], True), ([0.5, 1, 1], True), ([0, 0, 0], True)])
+def test_guidance_is_needed_as_soon_as_one_frame_needs_it(scale: list[float], guided: bool) -> None:
+    assert is_guided(torch.tensor(scale).view(-1, 1, 1, 1)) == guided
 
 
 @pytest.mark.parametrize("scale", [[1, 1, 1, 1.5], [0.5, 1, 1, 1], [1, 2, 3, 4], [0, 0, 0, 0]])
@@ -263,7 +260,7 @@ def test_guidance_pushes_each_frame_by_its_own_scale(scale: list[float]) -> None
         return x + pull, x
 
     x, pull = torch.randn(4, 4, 2, 2), torch.randn(4, 4, 2, 2)
-    denoise = guide(lambda x, sigma: x + pull, both, torch.tensor(scale).view(4, 1, 1, 1))
+    denoise = guide(both, torch.tensor(scale).view(4, 1, 1, 1))
     torch.testing.assert_close(denoise(x, 5.0), torch.stack([x[i] + scale[i] * pull[i] for i in range(4)]))
     assert calls == [5.0]
 
