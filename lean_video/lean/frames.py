@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pieces import Repeats
+
 FrameOp = Callable[[Tensor], Tensor]
 """Maps [F,C,H,W] to [F,C',H',W'], each frame by itself."""
-
-Clip = list[Tensor]
-"""All frames in order, as contiguous chunks [F,C,H,W]; separate tensors, so that a chunk can be released on its own."""
 
 
 def children(block: nn.Module, name: str) -> list[Any]:
@@ -24,7 +23,7 @@ def children(block: nn.Module, name: str) -> list[Any]:
     return list(getattr(block, name, None) or ())
 
 
-def optional(owner: nn.Module, name: str) -> list[FrameOp]:
+def optional(owner: nn.Module, name: str) -> list[nn.Module]:
     module = getattr(owner, name, None)
     return [] if module is None else [module]
 
@@ -44,19 +43,18 @@ def norm_silu(norm: nn.GroupNorm, x_FCHW: Tensor) -> Tensor:
 
 def run_frames(ops: Sequence[FrameOp], chunks: Iterable[Tensor], tick: Callable[[], None]) -> Iterator[Tensor]:
     """Each chunk after all of `ops`; it holds one chunk at a time, and none while the next is being fetched."""
+    repeats, shape = None, torch.Size()
     for x_FCHW in chunks:
-        for op in ops:
-            x_FCHW = op(x_FCHW)
-            tick()
+        repeats = repeats or Repeats(x_FCHW.device)
+        if repeats(len(x_FCHW)):
+            x_FCHW = x_FCHW.new_empty(len(x_FCHW), *shape)
+        else:
+            for op in ops:
+                x_FCHW = op(x_FCHW)
+                tick()
+            shape = x_FCHW.shape[1:]
         yield x_FCHW
         del x_FCHW
-
-
-def drain(clip: Clip) -> Iterator[Tensor]:
-    """The chunks in order; the clip lets go of each as it is handed out."""
-    clip.reverse()
-    while clip:
-        yield clip.pop()
 
 
 def regrouped(chunks: Iterable[Tensor], frames: int) -> Iterator[Tensor]:

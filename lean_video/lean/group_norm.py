@@ -5,9 +5,15 @@ Shape suffixes: C channels, T frames of the clip, P positions, G groups, R rows 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .pieces import Repeats
+
+_AT_ONCE = 2**22  # elements, which are copied in higher precision
 
 
 class GroupStatistics:
@@ -26,11 +32,25 @@ class GroupStatistics:
 
     def add(self, x: Tensor, channel_axis: int = 0) -> None:
         """Takes in a piece: [C,T,...], or [T,C,...] with `channel_axis` 1. Any split of the clip will do."""
-        rows = x.flatten(2).to(_at_least_float32(x.dtype))
+        x = x.flatten(2)
+        repeats = Repeats(x.device)
+        for piece in x.split(max(1, _AT_ONCE // (x.shape[0] * x.shape[1])), dim=2):
+            if not repeats(piece.shape[2]):
+                self._add(piece, channel_axis)
+
+    def _add(self, x: Tensor, channel_axis: int) -> None:
+        rows = x.to(_at_least_float32(x.dtype))
         row_mean = rows.mean(-1, keepdim=True)
         # Not vector_norm: on the CPU it adds up float32 in one long chain and loses two digits; sum is pairwise.
         row_squares = rows.sub(row_mean).square_().sum(-1)
         self._merge(self._by_group(row_mean.squeeze(-1), channel_axis), self._by_group(row_squares, channel_axis), rows.shape[2])
+
+    def passing(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The same chunks [F,C,H,W] of frames, each taken in on its way."""
+        for x_FCHW in chunks:
+            self.add(x_FCHW, channel_axis=1)
+            yield x_FCHW
+            del x_FCHW
 
     def scale_and_shift(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The norm as one multiply-add per channel: two [C,1,1] tensors for inputs of `dtype`, in at least float32."""

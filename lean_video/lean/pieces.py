@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pieces:
-    """As many frames, positions or tokens at a time as have `elements` elements, at least one. The results do not depend on it."""
+    """As many frames, rows of a frame, positions or tokens at a time as have `elements` elements, at least one. The results do not depend on it."""
 
     elements: int
 
     def frames(self, channels: int, height: int, width: int) -> int:
         return max(1, self.elements // (channels * height * width))
+
+    def rows(self, channels: int, width: int) -> int:
+        """Of one frame that is worked on in strips: there a piece is copied in float32 and may have twice the channels."""
+        return max(1, self.elements // (4 * channels * width))
 
     def positions(self, channels: int, clip_frames: int) -> int:
         return max(1, self.elements // (channels * clip_frames))
@@ -24,6 +28,25 @@ class Pieces:
     def tokens(self, channels: int) -> int:
         """In a feed-forward, whose inner width is 8 channels."""
         return max(1, self.elements // (4 * channels))
+
+
+class Repeats:
+    """Tells a loop over pieces which of them need not be run.
+
+    On the meta device nothing is computed, and all that a run can show is what memory it takes: equal pieces take equal memory, so the
+    first two stand for all. Elsewhere every piece is run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._off = device.type != "meta"
+        self._runs: dict[object, int] = {}
+
+    def __call__(self, size: object) -> bool:
+        """Whether a piece of this size has been run twice."""
+        if self._off:
+            return False
+        self._runs[size] = self._runs.get(size, 0) + 1
+        return self._runs[size] > 2
 
 
 def default_pieces(device: torch.device) -> Pieces:

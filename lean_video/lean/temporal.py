@@ -1,39 +1,23 @@
-"""The part of a spatio-temporal resnet that mixes frames, over positions of a clip that lies in chunks of frames.
+"""The part of a spatio-temporal resnet that mixes frames, over spans of positions.
 
-Shape suffixes: T frames of the clip, F frames of one chunk, C channels, H and W the frame, P positions of one chunk.
-A position is one of the H*W places of a frame; a chunk of positions holds all T frames of each of its places.
+Shape suffixes: T frames of the clip, C channels, P positions of one span, E the time embedding.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .frames import Clip
+from .clip import Clip, ParkedClip
 from .group_norm import GroupStatistics, normalise_silu
+from .pieces import Repeats
 
 if TYPE_CHECKING:
-    from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock
-
-
-def position_spans(frame_positions: int, chunk_positions: int) -> Iterator[slice]:
-    """The spans of at most `chunk_positions` that cover a frame, in order."""
-    for start in range(0, frame_positions, chunk_positions):
-        yield slice(start, min(start + chunk_positions, frame_positions))
-
-
-def count_spans(frame_positions: int, chunk_positions: int) -> int:
-    return math.ceil(frame_positions / chunk_positions)
-
-
-def gather_positions(clip: Clip, span: slice) -> Tensor:
-    """A contiguous copy [C,T,P] of every frame of the clip at the positions of `span`."""
-    return torch.cat([_positions(x_FCHW, span).transpose(0, 1) for x_FCHW in clip], dim=1)
+    from diffusers.models.resnet import SpatioTemporalResBlock
 
 
 def convolve_time(conv: nn.Conv3d, x_CTP: Tensor) -> Tensor:
@@ -43,10 +27,9 @@ def convolve_time(conv: nn.Conv3d, x_CTP: Tensor) -> Tensor:
 
 def mix_frames(
     block: SpatioTemporalResBlock,
-    clip: Clip,
+    clip: Clip | ParkedClip,
     input_statistics: GroupStatistics,
     *,
-    chunk_positions: int,
     spare_elements: int,
     tick: Callable[[], None],
     temb_1E: Tensor | None = None,
@@ -55,55 +38,53 @@ def mix_frames(
 
     `temb_1E` is the time embedding, one for all frames, where the block takes one.
     The second norm needs all of the first convolution's result. As much of it as `spare_elements` allow is kept
-    (a chunk at least), the rest is computed again. `tick` is called once per chunk of positions in each of the passes.
+    (one span's at least), the rest is computed again. `tick` is called once per span in each of the two passes.
     The blend s*x + (1-s)*(x + branch) is x + (1-s)*branch, so the spatial input is not needed beside the clip.
     """
     temporal: Any = block.temporal_res_block
-    norm1 = input_statistics.scale_and_shift(clip[0].dtype)
-    spans = list(position_spans(clip[0].shape[2] * clip[0].shape[3], chunk_positions))
+    dtype = clip.dtype
+    norm1 = input_statistics.scale_and_shift(dtype)
+    spans = list(clip.spans())
 
     time_C11 = None if temb_1E is None else temporal.time_emb_proj(F.silu(temb_1E))[0, :, None, None]
 
     def first_half(span: slice) -> Tensor:
-        y_CTP = convolve_time(temporal.conv1, normalise_silu(gather_positions(clip, span), *norm1))
+        y_CTP = convolve_time(temporal.conv1, normalise_silu(clip.gather(span), *norm1))
         return y_CTP if time_C11 is None else y_CTP.add_(time_C11)
 
     kept: list[Tensor | None] = []
     statistics = GroupStatistics(temporal.norm2)
+    repeats = Repeats(clip.device)
     for span in spans:
-        y_CTP = first_half(span)
-        statistics.add(y_CTP)
+        if repeats(length := span.stop - span.start):
+            y_CTP = torch.empty(temporal.out_channels, clip.frames, length, dtype=dtype, device=clip.device)
+        else:
+            y_CTP = first_half(span)
+            statistics.add(y_CTP)
         keep = not kept or spare_elements >= y_CTP.numel()
         kept.append(y_CTP if keep else None)
         spare_elements -= y_CTP.numel() if keep else 0
         del y_CTP
         tick()
 
-    norm2 = statistics.scale_and_shift(clip[0].dtype)
-    share = temporal_share(block.time_mixer, clip[0])
+    norm2 = statistics.scale_and_shift(dtype)
+    share = temporal_share(block.time_mixer, dtype)
+    repeats = Repeats(clip.device)
     for index, span in enumerate(spans):
         y_CTP, kept[index] = kept[index], None
+        if repeats(span.stop - span.start):
+            continue
         if y_CTP is None:
             y_CTP = first_half(span)
         y_CTP = normalise_silu(y_CTP, *norm2)
         y_CTP = convolve_time(temporal.conv2, y_CTP)
-        _add_positions(clip, span, y_CTP, share)
+        clip.add(span, y_CTP, share)
         del y_CTP
         tick()
 
 
-def temporal_share(mixer: AlphaBlender, like: Tensor) -> Tensor:
-    """The weight [1] of the temporal side, whichever way round the blender is switched, in the dtype of `like`."""
-    no_image_11 = like.new_zeros(1, 1)
-    alpha = mixer.get_alpha(no_image_11, ndims=3).reshape(1).to(like.dtype)
+def temporal_share(mixer: Any, dtype: torch.dtype) -> Tensor:
+    """The weight [1] of the temporal side of an `AlphaBlender`, whichever way round the blender is switched."""
+    no_image_11 = torch.zeros(1, 1, device=mixer.mix_factor.device)
+    alpha = mixer.get_alpha(no_image_11, ndims=3).reshape(1).to(dtype)
     return alpha if mixer.switch_spatial_to_temporal_mix else 1 - alpha
-
-
-def _add_positions(clip: Clip, span: slice, y_CTP: Tensor, share: Tensor) -> None:
-    frames_per_chunk = [x_FCHW.shape[0] for x_FCHW in clip]
-    for x_FCHW, y_CFP in zip(clip, y_CTP.split(frames_per_chunk, dim=1), strict=True):
-        _positions(x_FCHW, span).addcmul_(y_CFP.transpose(0, 1), share)
-
-
-def _positions(x_FCHW: Tensor, span: slice) -> Tensor:
-    return x_FCHW.view(*x_FCHW.shape[:2], -1)[:, :, span]  # view, not flatten: a copy would lose what is written to it

@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pieces import Repeats
+
 if TYPE_CHECKING:
     from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+
+
+_FUSED_WIDTH = 256  # of a head, in flash attention
 
 
 def one_key_attention(attention: Any, context_11D: Tensor) -> Tensor:
@@ -45,25 +50,34 @@ def mix_time(block: Any, tokens_PTC: Tensor, context_11C: Tensor, chunk_tokens: 
     return tokens_PTC
 
 
-def self_attention(attention: Any, x_BNC: Tensor) -> Tensor:
-    """Multi-head self-attention of each row of tokens on its own."""
+def self_attention(attention: Any, x_BNC: Tensor, chunk_queries: int | None = None) -> Tensor:
+    """Multi-head self-attention of each row of tokens on its own; each query asks all keys, so that queries may go in pieces."""
     q, k, v = (to(x_BNC).unflatten(2, (attention.heads, -1)).transpose(1, 2) for to in (attention.to_q, attention.to_k, attention.to_v))
-    y_BNC = attend(q, k, v).transpose(1, 2).flatten(2)
+    y_BHNd = attend(q, k, v) if chunk_queries is None else torch.cat([attend(some, k, v) for some in q.split(chunk_queries, dim=2)], dim=2)
     del q, k, v
-    return attention.to_out[0](y_BNC)
+    return attention.to_out[0](y_BHNd.transpose(1, 2).flatten(2))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention [B,heads,N,d]. On the meta device it allocates what the fused kernels of real devices do: the result, no score matrix."""
-    if q.device.type == "meta":
-        return torch.empty_like(q)
+    """Softmax attention [B,heads,N,d].
+
+    On the meta device it allocates what real devices do: the result, and a score matrix where heads are too wide for the kernels without one.
+    """
+    if q.is_meta:
+        scores = None if q.shape[-1] <= _FUSED_WIDTH else q.new_empty(*q.shape[:-1], k.shape[-2])
+        result = torch.empty_like(q)
+        del scores
+        return result
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def add_feed_forward(norm: nn.LayerNorm, feed_forward: Any, x: Tensor, chunk_tokens: int) -> None:
     """Adds feed_forward(norm(x)) to the contiguous [..., C] in place: its inner width, 8 C, exists for `chunk_tokens` at a time."""
     geglu, _, out = feed_forward.net
+    repeats = Repeats(x.device)
     for rows_NC in x.view(-1, x.shape[-1]).split(chunk_tokens):
+        if repeats(len(rows_NC)):
+            continue
         value_NI, gate_NI = geglu.proj(norm(rows_NC)).chunk(2, dim=-1)
         inner_NI = F.gelu(gate_NI).mul_(value_NI)
         del value_NI, gate_NI

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .frames import Clip, FrameOp, children, drain, frame_chunks, norm_silu, regrouped, resnet, run_frames
+from .clip import Clip, drained
+from .frames import FrameOp, children, frame_chunks, norm_silu, regrouped, resnet, run_frames
 from .group_norm import GroupStatistics
-from .pieces import Pieces, default_pieces
-from .temporal import mix_frames, position_spans, temporal_share
+from .pieces import Pieces, Repeats, default_pieces
+from .temporal import mix_frames, temporal_share
 from .transfer import Arrival, Stage, Transfer, Weights
 from .transformer import frame_positions, gather_tokens, mix_space, mix_time, one_key_attention, split_frames, to_tokens
 
@@ -116,15 +117,14 @@ class LeanUNet:
         yield unet.time_embedding, unet.add_embedding, unet.conv_in
         temb_1E = self._time_embedding(half, timestep, x_T8hw.dtype)
         channels, (height, width) = unet.conv_in.out_channels, x_T8hw.shape[2:]
-        clip = self._run([unet.conv_in], frame_chunks(x_T8hw, self._pieces.frames(channels, height, width), unet.conv_in.weight))
-        skips: list[Clip] = []
-        chunks = self._keep(clip, skips)
+        skips: list[list[Tensor]] = []
+        chunks = self._keep(self._run([unet.conv_in], frame_chunks(x_T8hw, self._pieces.frames(channels, height, width), unet.conv_in.weight)), skips)
         for block in unet.down_blocks:
             for block_resnet, attention in _pairs(block):
                 clip = yield from self._resnet(block_resnet, regrouped(chunks, self._frames_at(block_resnet, skips[-1])), temb_1E)
                 if attention is not None:
                     yield from self._transformer(attention, clip, half)
-                chunks = self._keep(clip, skips)
+                chunks = self._keep(clip.chunks, skips)
             for downsampler in children(block, "downsamplers"):
                 yield (downsampler,)
                 chunks = self._keep(self._run([downsampler], chunks), skips)
@@ -133,9 +133,9 @@ class LeanUNet:
         clip = yield from self._resnet(first, chunks, temb_1E)
         for attention, block_resnet in zip(unet.mid_block.attentions, rest, strict=True):
             yield from self._transformer(attention, clip, half)
-            clip = yield from self._resnet(block_resnet, drain(clip), temb_1E)
+            clip = yield from self._resnet(block_resnet, clip.drain(), temb_1E)
 
-        chunks, upsampler = drain(clip), []
+        chunks, upsampler = clip.drain(), []
         for block in unet.up_blocks:
             for block_resnet, attention in _pairs(block):
                 skip = skips.pop()
@@ -146,7 +146,7 @@ class LeanUNet:
                 clip = yield from self._resnet(block_resnet, chunks, temb_1E, *upsampler)
                 if attention is not None:
                     yield from self._transformer(attention, clip, half)
-                chunks, upsampler = drain(clip), []
+                chunks, upsampler = clip.drain(), []
             upsampler = children(block, "upsamplers")
 
         yield unet.conv_norm_out, unet.conv_out
@@ -157,21 +157,21 @@ class LeanUNet:
         added_1A = unet.add_time_proj(self._added_ids_B3[half]).reshape(1, -1).to(dtype)
         return unet.time_embedding(unet.time_proj(timestep.reshape(1)).to(dtype)) + unet.add_embedding(added_1A)
 
-    def _keep(self, clip: Clip, skips: list[Clip]) -> Iterator[Tensor]:
-        """Adds the clip to the skip connections; its chunks for the next layer."""
+    def _keep(self, chunks: list[Tensor], skips: list[list[Tensor]]) -> Iterator[Tensor]:
+        """Adds a clip to the skip connections; its chunks for the next layer."""
         if not self._plan.parked:
-            skips.append(clip)
-            return iter(clip)
-        skips.append([self._transfer.park(x_FCHW) for x_FCHW in clip])
-        return drain(clip)
+            skips.append(chunks)
+            return iter(chunks)
+        skips.append([self._transfer.park(x_FCHW) for x_FCHW in chunks])
+        return drained(chunks)
 
-    def _fetched(self, skip: Clip) -> Iterator[Tensor]:
+    def _fetched(self, skip: list[Tensor]) -> Iterator[Tensor]:
         """The chunks of a skip connection, which lets go of them; of a parked one, each is on its way while the one before it is worked on."""
         if not self._plan.parked:
-            yield from drain(skip)
+            yield from drained(skip)
             return
         coming: Arrival | None = None
-        for x_FCHW in drain(skip):
+        for x_FCHW in drained(skip):
             arrived, coming = coming, self._transfer.fetch([x_FCHW])
             if arrived is not None:
                 yield arrived()[0]
@@ -179,59 +179,55 @@ class LeanUNet:
         if coming is not None:
             yield coming()[0]
 
-    def _frames_at(self, block: SpatioTemporalResBlock, clip: Clip) -> int:
+    def _frames_at(self, block: SpatioTemporalResBlock, clip: list[Tensor]) -> int:
         """Frames of a chunk of the block's result, on a clip of this size."""
         return self._pieces.frames(block.spatial_res_block.out_channels, *clip[0].shape[2:])
 
-    def _run(self, ops: Sequence[FrameOp], chunks: Iterable[Tensor]) -> Clip:
+    def _run(self, ops: Sequence[FrameOp], chunks: Iterable[Tensor]) -> list[Tensor]:
         return list(run_frames(ops, chunks, self._tick))
 
     def _resnet(self, block: SpatioTemporalResBlock, chunks: Iterable[Tensor], temb_1E: Tensor, *before: nn.Module) -> Generator[Stage, None, Clip]:
         """A new clip; `before` are modules that run as `chunks` are drawn."""
         yield *before, block.spatial_res_block
         statistics = GroupStatistics(block.temporal_res_block.norm1)
-        clip: Clip = []
-        for x_FCHW in run_frames([partial(resnet, block.spatial_res_block, temb_1E=temb_1E)], chunks, self._tick):
-            clip.append(x_FCHW)
-            statistics.add(x_FCHW, channel_axis=1)
-            del x_FCHW
+        chunks = statistics.passing(run_frames([partial(resnet, block.spatial_res_block, temb_1E=temb_1E)], chunks, self._tick))
+        channels = block.spatial_res_block.out_channels
+        clip = Clip(chunks, self._pieces.positions(channels, self._frames))
         yield block.temporal_res_block, block.time_mixer
-        _, channels, height, width = clip[0].shape
-        mix_frames(
-            block,
-            clip,
-            statistics,
-            chunk_positions=self._pieces.positions(channels, self._frames),
-            spare_elements=self._frames * channels * height * width,  # a transformer of this size holds as much in tokens
-            tick=self._tick,
-            temb_1E=temb_1E,
-        )
+        # A transformer of this size holds as much in tokens as may be spared here.
+        spare_elements = sum(x_FCHW.numel() for x_FCHW in clip.chunks)
+        mix_frames(block, clip, statistics, spare_elements=spare_elements, tick=self._tick, temb_1E=temb_1E)
         return clip
 
     def _transformer(self, transformer: TransformerSpatioTemporalModel, clip: Clip, half: int) -> Generator[Stage, None, None]:
         """Adds the transformer's result to the clip in place."""
         tokens: list[Tensor] = []
-        channels, frame_size = clip[0].shape[1], clip[0].shape[2] * clip[0].shape[3]
-        chunk_tokens = self._pieces.tokens(channels)
+        chunk_tokens = self._pieces.tokens(clip.frame_shape[0])
         layers = list(zip(transformer.transformer_blocks, transformer.temporal_transformer_blocks, strict=True))
         for index, (spatial, temporal) in enumerate(layers):
             first, last = index == 0, index + 1 == len(layers)
             yield (*((transformer.norm, transformer.proj_in) if first else ()), *_without_cross_attention(spatial))
             if first:
-                tokens = [transformer.proj_in(to_tokens(transformer.norm(x_FCHW))) for x_FCHW in clip]
+                tokens = [transformer.proj_in(to_tokens(transformer.norm(x_FCHW))) for x_FCHW in clip.chunks]
+            repeats = Repeats(clip.device)
             for tokens_FPC in tokens:
+                if repeats(len(tokens_FPC)):
+                    continue
                 mix_space(spatial, tokens_FPC, self._contexts[spatial][half], chunk_tokens)
                 self._tick()
             yield (*_without_cross_attention(temporal), transformer.time_mixer, *((transformer.proj_out,) if last else ()))
-            share = temporal_share(transformer.time_mixer, tokens[0])
-            for span in position_spans(frame_size, self._pieces.positions(channels, self._frames)):
+            share = temporal_share(transformer.time_mixer, clip.dtype)
+            repeats = Repeats(clip.device)
+            for span in clip.spans():
+                if repeats(span.stop - span.start):
+                    continue
                 x_PTC = gather_tokens(tokens, span)
                 y_PTC = mix_time(temporal, x_PTC + self._positions[transformer], self._contexts[temporal][half], chunk_tokens)
                 y_PTC = torch.lerp(x_PTC, y_PTC, share)
                 del x_PTC
                 if last:
                     y_PTC = transformer.proj_out(y_PTC)
-                    for x_FCHW, y_FPC in split_frames(y_PTC, clip):
+                    for x_FCHW, y_FPC in split_frames(y_PTC, clip.chunks):
                         x_FCHW.view(*x_FCHW.shape[:2], -1)[:, :, span] += y_FPC.transpose(1, 2)
                 else:
                     for tokens_FPC, y_FPC in split_frames(y_PTC, tokens):

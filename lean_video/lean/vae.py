@@ -11,19 +11,23 @@ h and w the latent frame, H and W the frame at hand (of `out_THW3`: the picture)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LeanVideoError
-from .frames import Clip, FrameOp, children, drain, frame_chunks, norm_silu, optional, resnet, run_frames
+from .clip import Clip, ParkedClip, position_spans
+from .frames import FrameOp, children, frame_chunks, norm_silu, optional, regrouped, resnet, run_frames
 from .group_norm import GroupStatistics
-from .pieces import default_pieces
-from .temporal import convolve_time, count_spans, gather_positions, mix_frames, position_spans
+from .pieces import Pieces, default_pieces
+from .strips import norm_conv_in_strips, resnet_in_strips, rows_of, upsampled_rows
+from .temporal import convolve_time, mix_frames
+from .transfer import Transfer, Weights
+from .transformer import self_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
@@ -34,35 +38,50 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class DecodePlan:
+    """What a decode trades for what. The pictures are the same.
+
+    pieces    how much of a clip is worked on at a time; frames larger than that go through in strips
+    streamed  weights lie on the host and come to the device for the layers that need them; else they stay there
+    parked    between two layers, the clip waits on the host
+    """
+
+    pieces: Pieces
+    streamed: bool = False
+    parked: bool = False
+
+
 @torch.no_grad()
 def decode(
     vae: AutoencoderKLTemporalDecoder | AutoencoderKL,
     z_T4hw: Tensor,
     *,
     out_THW3: Tensor | None = None,
-    frames: int = 1,
-    chunk_elements: int | None = None,
+    transfer: Transfer | None = None,
+    plan: DecodePlan | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Pictures [T,H,W,3] in 0..1 of a clip of latents that are already divided by the VAE's scaling factor.
 
-    Equals `vae.decode(z, num_frames=T)` of the whole clip up to rounding. Computes in the decoder's dtype, on its device
-    (norm statistics in higher precision); a VAE that needs upcasting must be given upcast. Pictures are written to
-    `out_THW3` (contiguous; default: new, float32, on the CPU) as they are finished.
+    Equals `vae.decode(z, num_frames=T)` of the whole clip up to rounding. Computes in the decoder's dtype (norm statistics in higher
+    precision); a VAE that needs upcasting must be given upcast. Pictures are written to `out_THW3` (contiguous; default: new, float32,
+    on the CPU) as they are finished.
 
-    frames: how many frames at a time go through the spatial layers.
-    chunk_elements: how many elements of the clip at a time go through the temporal layers.
+    transfer: to the device that computes, from the host, where the decoder's weights are; default, the host itself.
+    plan: default, everything on the device, in pieces that suit it.
     progress: called with (done, total) after every layer of every chunk; may raise to cancel.
     Raises LeanVideoError for latents of another kind.
     """
-    chunking = _Chunking(frames, chunk_elements or default_pieces(vae.decoder.conv_in.weight.device).elements)
+    transfer = transfer or Transfer(vae.decoder.conv_in.weight.device)
+    plan = plan or DecodePlan(default_pieces(transfer.device))
     _check_latents(z_T4hw, vae.config["latent_channels"])
     out_THW3 = _output_for(z_T4hw, _upscale(vae.decoder), out_THW3)
-    chunks = frame_chunks(z_T4hw, frames, vae.decoder.conv_in.weight)
+    z_T4hw = z_T4hw.to(transfer.device, vae.decoder.conv_in.weight.dtype)
     if hasattr(vae.decoder, "time_conv_out"):
-        _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw.shape, chunks, out_THW3, chunking, progress)
+        _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw, out_THW3, transfer, plan, progress)
     else:
-        _decode_frames(cast("AutoencoderKL", vae), len(z_T4hw), chunks, out_THW3, chunking, progress)
+        _decode_frames(cast("AutoencoderKL", vae), z_T4hw, out_THW3, transfer, plan, progress)
     return out_THW3
 
 
@@ -83,25 +102,14 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder | AutoencoderKL, x_B3HW: Tenso
 
 
 @dataclass(frozen=True)
-class _Chunking:
-    frames: int
-    elements: int
-
-    def frame_chunks(self, clip_frames: int) -> int:
-        return math.ceil(clip_frames / self.frames)
-
-    def positions(self, channels: int, clip_frames: int) -> int:
-        return max(1, self.elements // (channels * clip_frames))
-
-
-@dataclass(frozen=True)
 class _Stage:
-    """Frame-by-frame layers run one after the other on each chunk of frames, then the temporal half of `block`.
+    """Modules and then a resnet that look at one frame, and the temporal half of that resnet.
 
-    An upsampler is the first layer of the stage after it, so its wide result exists for one chunk of frames only.
+    An upsampler belongs to the stage after it, so that its wide result never exists for the whole clip.
     """
 
-    frame_ops: tuple[FrameOp, ...]
+    before: nn.Module | None
+    upsampler: nn.Module | None
     block: SpatioTemporalResBlock
     upscale: int
 
@@ -109,74 +117,108 @@ class _Stage:
     def channels(self) -> int:
         return self.block.temporal_res_block.in_channels
 
+    @property
+    def frame_modules(self) -> tuple[nn.Module, ...]:
+        return tuple(module for module in (self.before, self.upsampler, self.block.spatial_res_block) if module is not None)
+
 
 def _decode_clip(
     decoder: TemporalDecoder,
-    z_shape: Sequence[int],
-    chunks: Iterable[Tensor],
+    z_T4hw: Tensor,
     out_THW3: Tensor,
-    chunking: _Chunking,
+    transfer: Transfer,
+    plan: DecodePlan,
     progress: Progress | None,
 ) -> None:
-    clip_frames, _, h, w = z_shape
+    clip_frames, _, h, w = z_T4hw.shape
+    pieces, weights = plan.pieces, Weights(transfer, resident=not plan.streamed)
     stages = _temporal_stages(decoder)
-    head = _head_ops(decoder)
-    frame_positions = [h * w * stage.upscale**2 for stage in stages]
-    chunk_positions = [chunking.positions(stage.channels, clip_frames) for stage in stages]
-    clip_elements = [clip_frames * stage.channels * n for stage, n in zip(stages, frame_positions, strict=True)]
+    clip_elements = [clip_frames * stage.channels * h * w * stage.upscale**2 for stage in stages]
     picture_positions = out_THW3.shape[1] * out_THW3.shape[2]
-    picture_chunk = chunking.positions(3, clip_frames)
+    picture_spans = list(position_spans(picture_positions, pieces.positions(3, clip_frames)))
+    chunk_frames = [pieces.frames(stage.channels, h * stage.upscale, w * stage.upscale) for stage in stages]
     meter = _Meter(
-        chunking.frame_chunks(clip_frames) * (sum(len(stage.frame_ops) for stage in stages) + len(head))
-        + sum(2 * count_spans(*sizes) for sizes in zip(frame_positions, chunk_positions, strict=True))
-        + count_spans(picture_positions, picture_chunk),
+        sum(
+            math.ceil(clip_frames / frames) + 2 * math.ceil(h * w * stage.upscale**2 / pieces.positions(stage.channels, clip_frames))
+            for frames, stage in zip(chunk_frames, stages, strict=True)
+        )
+        + math.ceil(clip_frames / chunk_frames[-1])
+        + len(picture_spans),
         progress,
     )
 
-    for i, stage in enumerate(stages):
-        clip: Clip = []
-        statistics = GroupStatistics(stage.block.temporal_res_block.norm1)
-        for x_FCHW in run_frames(stage.frame_ops, chunks, meter.tick):
-            clip.append(x_FCHW.contiguous())
-            statistics.add(clip[-1], channel_axis=1)
-            del x_FCHW
-        mix_frames(
-            stage.block,
-            clip,
-            statistics,
-            chunk_positions=chunk_positions[i],
-            spare_elements=max(clip_elements) - clip_elements[i],  # up to here the widest stage has paid for it
-            tick=meter.tick,
-        )
-        chunks = drain(clip)
+    def new_clip(chunks: Iterable[Tensor], channels: int) -> Clip | ParkedClip:
+        positions = pieces.positions(channels, clip_frames)
+        return ParkedClip(chunks, positions, transfer) if plan.parked else Clip(chunks, positions)
 
-    clip = list(run_frames(head, chunks, meter.tick))
-    for span in position_spans(picture_positions, picture_chunk):
-        rgb_3TP = _to_picture(convolve_time(decoder.time_conv_out, gather_positions(clip, span)), out_THW3.dtype)
-        out_THW3.view(clip_frames, picture_positions, 3)[:, span] = rgb_3TP.permute(1, 2, 0)
-        meter.tick()
+    chunks: Iterator[Tensor] = iter(z_T4hw.split(1))
+    for i, stage in enumerate(stages):
+        spatial = partial(_run_stage, stage, pieces)
+        statistics = GroupStatistics(stage.block.temporal_res_block.norm1)
+        with weights.stage(stage.frame_modules):
+            clip = new_clip(statistics.passing(run_frames([spatial], regrouped(chunks, chunk_frames[i]), meter.tick)), stage.channels)
+        # Up to what the widest stage holds anyway, memory may be spent on not computing twice.
+        spare_elements = 0 if plan.parked else max(clip_elements) - clip_elements[i]
+        with weights.stage((stage.block.temporal_res_block, stage.block.time_mixer)):
+            mix_frames(stage.block, clip, statistics, spare_elements=spare_elements, tick=meter.tick)
+        chunks = clip.drain()
+
+    with weights.stage((decoder.conv_norm_out, decoder.conv_out)):
+        head = partial(_run_head, decoder, pieces)
+        pictures = Clip(run_frames([head], regrouped(chunks, chunk_frames[-1]), meter.tick), pieces.positions(3, clip_frames))
+    with weights.stage((decoder.time_conv_out,)):
+        for span in picture_spans:
+            rgb_3TP = _to_picture(convolve_time(decoder.time_conv_out, pictures.gather(span)), out_THW3.dtype)
+            out_THW3.view(clip_frames, picture_positions, 3)[:, span] = rgb_3TP.permute(1, 2, 0).to(out_THW3.device)
+            meter.tick()
+
+
+def _run_stage(stage: _Stage, pieces: Pieces, x_FCHW: Tensor) -> Tensor:
+    """The frame-by-frame half of a stage, in strips where one frame is more than a piece."""
+    block: Any = stage.block.spatial_res_block
+    upsampler = stage.upsampler
+    if hasattr(stage.before, "to_q"):
+        x_FCHW = _attend_frame(stage.before, x_FCHW, pieces)
+    elif stage.before is not None:
+        x_FCHW = stage.before(x_FCHW)
+    factor = 1 if upsampler is None else 2
+    height, width = factor * x_FCHW.shape[2], factor * x_FCHW.shape[3]
+    rows = pieces.rows(stage.channels, width)
+    if len(x_FCHW) > 1 or rows >= height:
+        return resnet(block, x_FCHW if upsampler is None else upsampler(x_FCHW))
+    if upsampler is not None:
+        return resnet_in_strips(block, upsampled_rows(upsampler, x_FCHW), height, rows)
+    return resnet_in_strips(block, rows_of(x_FCHW), height, rows, out=x_FCHW if block.conv_shortcut is None else None)
+
+
+def _attend_frame(attention: Any, x_FCHW: Tensor, pieces: Pieces) -> Tensor:
+    """The middle's attention over a frame. Its heads are so wide that some kernels hold a score matrix, so queries go in pieces."""
+    tokens_FPC = attention.group_norm(x_FCHW.flatten(2)).transpose(1, 2)
+    y_FPC = self_attention(attention, tokens_FPC, max(1, pieces.elements // tokens_FPC.shape[:2].numel()))
+    return x_FCHW + y_FPC.transpose(1, 2).unflatten(2, x_FCHW.shape[2:])
+
+
+def _run_head(decoder: TemporalDecoder, pieces: Pieces, x_FCHW: Tensor) -> Tensor:
+    norm, conv = decoder.conv_norm_out, decoder.conv_out
+    _, channels, height, width = x_FCHW.shape
+    rows = pieces.rows(channels, width)
+    if len(x_FCHW) > 1 or rows >= height:
+        return conv(norm_silu(norm, x_FCHW))
+    return norm_conv_in_strips(norm, conv, x_FCHW, rows)
 
 
 def _temporal_stages(decoder: TemporalDecoder) -> list[_Stage]:
-    stages: list[_Stage] = []
-    ops: list[FrameOp] = [decoder.conv_in]
-    upscale = 1
-
-    def end_stage(block: SpatioTemporalResBlock) -> None:
-        stages.append(_Stage((*ops, partial(resnet, block.spatial_res_block)), block, upscale))
-        ops.clear()
-
-    first, *rest = children(decoder.mid_block, "resnets")
-    end_stage(first)
-    for attention, block in zip(decoder.mid_block.attentions, rest, strict=False):  # diffusers, too, stops at the shorter
-        ops.append(attention)
-        end_stage(block)
+    mid = decoder.mid_block
+    # diffusers, too, stops at the shorter of the two lists.
+    middle = list(zip([decoder.conv_in, *mid.attentions], children(mid, "resnets"), strict=False))
+    stages = [_Stage(before, None, block, 1) for before, block in middle]
+    upscale, upsampler = 1, None
     for up_block in decoder.up_blocks:
         for block in children(up_block, "resnets"):
-            end_stage(block)
-        for upsampler in children(up_block, "upsamplers"):
-            ops.append(upsampler)
-            upscale *= 2
+            upscale *= 1 if upsampler is None else 2
+            stages.append(_Stage(None, upsampler, block, upscale))
+            upsampler = None
+        upsampler = next(iter(children(up_block, "upsamplers")), None)
     return stages
 
 
@@ -185,19 +227,17 @@ def _temporal_stages(decoder: TemporalDecoder) -> list[_Stage]:
 
 def _decode_frames(
     vae: AutoencoderKL,
-    clip_frames: int,
-    chunks: Iterable[Tensor],
+    z_T4hw: Tensor,
     out_THW3: Tensor,
-    chunking: _Chunking,
+    transfer: Transfer,
+    plan: DecodePlan,
     progress: Progress | None,
 ) -> None:
     ops = _decoder_ops(vae)
-    meter = _Meter(chunking.frame_chunks(clip_frames) * len(ops), progress)
-    start = 0
-    for rgb_F3HW in run_frames(ops, chunks, meter.tick):
-        end = start + len(rgb_F3HW)
-        out_THW3[start:end] = _to_picture(rgb_F3HW, out_THW3.dtype).permute(0, 2, 3, 1)
-        start = end
+    meter = _Meter(len(z_T4hw) * len(ops), progress)
+    with Weights(transfer, resident=True).stage((vae.decoder, *optional(vae, "post_quant_conv"))):
+        for i, rgb_13HW in enumerate(run_frames(ops, z_T4hw.split(1), meter.tick)):
+            out_THW3[i : i + 1] = _to_picture(rgb_13HW, out_THW3.dtype).permute(0, 2, 3, 1).to(out_THW3.device)
 
 
 def _decoder_ops(vae: AutoencoderKL) -> list[FrameOp]:

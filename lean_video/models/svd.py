@@ -329,7 +329,7 @@ def _estimates(
     return estimates
 
 
-def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, progress: Progress = _silent) -> Tensor:
+def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, plan: lean_vae.DecodePlan | None = None, progress: Progress = _silent) -> Tensor:
     """Frames [T,H,W,3], float32 0..1 on the CPU, of latents as in ComfyUI's LATENT. Time is mixed over the whole clip: no seams.
 
     Raises LeanVideoError for latents of another model's shape or holding NaN.
@@ -341,11 +341,9 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
     check_clip(len(latents_T4hw), latents_T4hw.shape[3] * SPATIAL_FACTOR, latents_T4hw.shape[2] * SPATIAL_FACTOR)
     if not bool(torch.isfinite(latents_T4hw).all()):
         raise LeanVideoError("The latents hold NaN or infinity, so no frame can be decoded: sample again in fp32 or bf16.")
-    vae = model.vae
-    modules = [vae.decoder] + ([vae.post_quant_conv] if getattr(vae, "post_quant_conv", None) is not None else [])
-    with resident(device, *modules):
-        z = latents_T4hw.to(device, model.dtype)
-        return lean_vae.decode(vae, z, progress=progress)
+    from ..lean.transfer import transfer_to
+
+    return lean_vae.decode(model.vae, latents_T4hw, transfer=transfer_to(device), plan=plan, progress=progress)
 
 
 def preview(latents_T4hw: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lean_video.lean.frames import regrouped
 from lean_video.lean.pieces import Pieces
 from lean_video.lean.transfer import Arrival, Transfer
 from lean_video.lean.unet import LeanUNet, UNetPlan
+from tests.engine.copies import Copies
 from tests.engine.live_storage import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -44,27 +45,6 @@ def unet(dtype: torch.dtype, layers: int = 1) -> Any:
             if parameter.ndim == 1:  # norms that scale, shifts that shift, and every blend its own
                 nn.init.normal_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.5)
         return network.to(dtype).requires_grad_(False)
-
-
-class Copies(Transfer):
-    """A device that is the host itself, but whose tensors are copies: whatever is used before it came or after it left is NaN."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-
-    def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
-        sources = [tensor.clone() for tensor in tensors]
-        fetched = [torch.full_like(tensor, float("nan")) for tensor in tensors]
-
-        def arrive() -> list[Tensor]:
-            for target, source in zip(fetched, sources, strict=True):
-                target.copy_(source)
-            return fetched
-
-        return arrive
-
-    def park(self, x: Tensor) -> Tensor:
-        return x.clone()
 
 
 def inputs(dtype: torch.dtype, halves: int, frames: int, h: int, w: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

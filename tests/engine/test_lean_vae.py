@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lean_video.errors import LeanVideoError
 from lean_video.lean.group_norm import GroupStatistics, normalise_silu
-from lean_video.lean.vae import decode, encode_mode
+from lean_video.lean.pieces import Pieces
+from lean_video.lean.vae import DecodePlan, decode, encode_mode
+from tests.engine.copies import Copies
 from tests.engine.live_storage import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -77,11 +79,12 @@ def new_output(frames: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     clip_frames=st.sampled_from([1, 2, 5]),
     h=st.integers(1, 6),
     w=st.integers(1, 6),
-    frames=st.integers(1, 6),
-    chunk_elements=st.integers(1, 2**16),
+    elements=st.integers(1, 2**16),
+    streamed=st.booleans(),
+    parked=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_clip_decodes_as_stock_does_whole_for_every_chunk_size(dtype: torch.dtype, clip_frames: int, h: int, w: int, frames: int, chunk_elements: int, seed: int) -> None:
+def test_clip_decodes_as_stock_does_whole_for_every_plan(dtype: torch.dtype, clip_frames: int, h: int, w: int, elements: int, streamed: bool, parked: bool, seed: int) -> None:
     vae = temporal_vae(dtype)
     z = latents(clip_frames, h, w, dtype, seed)
     expected = as_pictures(vae.decode(z, num_frames=clip_frames).sample)
@@ -89,7 +92,7 @@ def test_clip_decodes_as_stock_does_whole_for_every_chunk_size(dtype: torch.dtyp
     assert expected.max() < 1, "clamped pictures would hide a difference"
 
     out = new_output(clip_frames, h, w, dtype)
-    returned = decode(vae, z, out_THW3=out, frames=frames, chunk_elements=chunk_elements)
+    returned = decode(vae, z, out_THW3=out, plan=DecodePlan(Pieces(elements), streamed, parked), transfer=Copies())
 
     assert returned is out
     assert (out - expected).abs().max() <= TOLERANCE[dtype]
@@ -110,7 +113,7 @@ def test_half_precision_is_no_further_from_float64_than_stock() -> None:
     vae = temporal_vae(torch.bfloat16)
     expected = as_pictures(temporal_vae(torch.float64).decode(z.double(), num_frames=3).sample)
     stock = as_pictures(vae.decode(z, num_frames=3).sample.double())
-    ours = decode(vae, z, frames=2, chunk_elements=5000).double()
+    ours = decode(vae, z, plan=DecodePlan(Pieces(5000))).double()
     assert (ours - expected).norm() <= 1.1 * (stock - expected).norm()
 
 
@@ -118,7 +121,7 @@ def test_every_frame_depends_on_the_whole_clip() -> None:
     z = latents(5, 4, 4, torch.float64)
     changed = z.clone()
     changed[4] += 1
-    before, after = (decode(temporal_vae(torch.float64), clip, frames=2, chunk_elements=1000) for clip in (z, changed))
+    before, after = (decode(temporal_vae(torch.float64), clip, plan=DecodePlan(Pieces(1000))) for clip in (z, changed))
     assert ((before - after).abs().amax(dim=(1, 2, 3)) > 1e-6).all()
 
 
@@ -136,7 +139,7 @@ def test_decode_needs_nothing_of_the_encoder() -> None:
 def test_image_decoder_decodes_as_stock_does(dtype: torch.dtype, quant_convs: bool) -> None:
     vae = plain_vae(dtype, quant_convs)
     z = latents(5, 6, 4, dtype)
-    out = decode(vae, z, out_THW3=new_output(5, 6, 4, dtype), frames=2)
+    out = decode(vae, z, out_THW3=new_output(5, 6, 4, dtype))
     assert (out - as_pictures(vae.decode(z).sample)).abs().max() <= TOLERANCE[dtype]
 
 
@@ -157,10 +160,10 @@ def test_encoding_skips_a_quant_conv_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("make", [temporal_vae, plain_vae])
-@pytest.mark.parametrize("frames", [1, 2])
-def test_progress_counts_every_step_up_to_its_total(make: Any, frames: int) -> None:
+@pytest.mark.parametrize("elements", [300, 4000, 2**20])
+def test_progress_counts_every_step_up_to_its_total(make: Any, elements: int) -> None:
     seen: list[tuple[int, int]] = []
-    decode(make(torch.float32), latents(3, 4, 4, torch.float32), frames=frames, chunk_elements=4000, progress=lambda *at: seen.append(at))
+    decode(make(torch.float32), latents(3, 4, 4, torch.float32), plan=DecodePlan(Pieces(elements)), progress=lambda *at: seen.append(at))
     total = seen[0][1]
     assert seen == [(done, total) for done in range(1, total + 1)]
     assert total > 20
