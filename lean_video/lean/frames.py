@@ -41,11 +41,11 @@ def norm_silu(norm: nn.GroupNorm, x_FCHW: Tensor) -> Tensor:
     return F.silu(norm(x_FCHW), inplace=True)
 
 
-def run_frames(ops: Sequence[FrameOp], chunks: Iterable[Tensor], tick: Callable[[], None]) -> Iterator[Tensor]:
-    """Each chunk after all of `ops`; it holds one chunk at a time, and none while the next is being fetched."""
+def run_frames(ops: Sequence[FrameOp], chunks: Iterable[Tensor], frames: int, tick: Callable[[], None]) -> Iterator[Tensor]:
+    """Each chunk of a clip of `frames` frames after all of `ops`; it holds one chunk at a time, and none while the next is being fetched."""
     repeats, shape = None, torch.Size()
     for x_FCHW in chunks:
-        repeats = repeats or Repeats(x_FCHW.device)
+        repeats = repeats or Repeats(x_FCHW.device, frames)
         if repeats(len(x_FCHW)):
             x_FCHW = x_FCHW.new_empty(len(x_FCHW), *shape)
         else:
@@ -61,6 +61,10 @@ def regrouped(chunks: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
     """The same frames in chunks of `frames`, the last one of what is left; chunks of that size pass without a copy."""
     held: list[Tensor] = []
     for x_FCHW in chunks:
+        if not held and len(x_FCHW) == frames:
+            yield x_FCHW
+            del x_FCHW
+            continue
         while len(x_FCHW):
             missing = frames - sum(map(len, held))
             held.append(x_FCHW[:missing] if len(x_FCHW) > missing else x_FCHW)

@@ -33,7 +33,7 @@ class GroupStatistics:
     def add(self, x: Tensor, channel_axis: int = 0) -> None:
         """Takes in a piece: [C,T,...], or [T,C,...] with `channel_axis` 1. Any split of the clip will do."""
         x = x.flatten(2)
-        repeats = Repeats(x.device)
+        repeats = Repeats(x.device, x.shape[2])
         for piece in x.split(max(1, _AT_ONCE // (x.shape[0] * x.shape[1])), dim=2):
             if not repeats(piece.shape[2]):
                 self._add(piece, channel_axis)
@@ -45,10 +45,13 @@ class GroupStatistics:
         row_squares = rows.sub(row_mean).square_().sum(-1)
         self._merge(self._by_group(row_mean.squeeze(-1), channel_axis), self._by_group(row_squares, channel_axis), rows.shape[2])
 
-    def passing(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The same chunks [F,C,H,W] of frames, each taken in on its way."""
+    def passing(self, chunks: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
+        """The same chunks [F,C,H,W] of `frames` frames, each taken in on its way."""
+        repeats = None
         for x_FCHW in chunks:
-            self.add(x_FCHW, channel_axis=1)
+            repeats = repeats or Repeats(x_FCHW.device, frames)
+            if not repeats(len(x_FCHW)):
+                self.add(x_FCHW, channel_axis=1)
             yield x_FCHW
             del x_FCHW
 

@@ -33,20 +33,24 @@ class Pieces:
 class Repeats:
     """Tells a loop over pieces which of them need not be run.
 
-    On the meta device nothing is computed, and all that a run can show is what memory it takes: equal pieces take equal memory, so the
-    first two stand for all. Elsewhere every piece is run.
+    On the meta device nothing is computed, and all that a run can show is what memory it takes. Equal pieces take equal memory, on top of
+    what the pieces before them left: so the first two and the last stand for all. Elsewhere every piece is run.
+
+    total: the sizes of all pieces together.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, total: int) -> None:
         self._off = device.type != "meta"
-        self._runs: dict[object, int] = {}
+        self._left = total
+        self._runs: dict[int, int] = {}
 
-    def __call__(self, size: object) -> bool:
-        """Whether a piece of this size has been run twice."""
+    def __call__(self, size: int) -> bool:
+        """Whether the next piece, of this size, need not be run."""
         if self._off:
             return False
+        self._left -= size
         self._runs[size] = self._runs.get(size, 0) + 1
-        return self._runs[size] > 2
+        return self._runs[size] > 2 and self._left > 0
 
 
 def default_pieces(device: torch.device) -> Pieces:

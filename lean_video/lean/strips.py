@@ -20,12 +20,11 @@ Rows = Callable[[int, int], Tensor]
 
 
 def spans(height: int, rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """From and to of each strip; of those that are equal on the meta device, two."""
-    repeats = Repeats(device)
+    """From and to of each strip; on the meta device, of those that stand for all."""
+    repeats = Repeats(device, height)
     for start in range(0, height, rows):
         strip = start, min(start + rows, height)
-        # The first and the last have a halo on one side only.
-        if not repeats((strip[1] - start, start == 0, strip[1] == height)):
+        if not repeats(strip[1] - start):
             yield strip
 
 

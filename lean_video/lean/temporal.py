@@ -54,7 +54,7 @@ def mix_frames(
 
     kept: list[Tensor | None] = []
     statistics = GroupStatistics(temporal.norm2)
-    repeats = Repeats(clip.device)
+    repeats = Repeats(clip.device, spans[-1].stop)
     for span in spans:
         if repeats(length := span.stop - span.start):
             y_CTP = torch.empty(temporal.out_channels, clip.frames, length, dtype=dtype, device=clip.device)
@@ -69,7 +69,7 @@ def mix_frames(
 
     norm2 = statistics.scale_and_shift(dtype)
     share = temporal_share(block.time_mixer, dtype)
-    repeats = Repeats(clip.device)
+    repeats = Repeats(clip.device, spans[-1].stop)
     for index, span in enumerate(spans):
         y_CTP, kept[index] = kept[index], None
         if repeats(span.stop - span.start):

@@ -74,8 +74,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def add_feed_forward(norm: nn.LayerNorm, feed_forward: Any, x: Tensor, chunk_tokens: int) -> None:
     """Adds feed_forward(norm(x)) to the contiguous [..., C] in place: its inner width, 8 C, exists for `chunk_tokens` at a time."""
     geglu, _, out = feed_forward.net
-    repeats = Repeats(x.device)
-    for rows_NC in x.view(-1, x.shape[-1]).split(chunk_tokens):
+    tokens_NC = x.view(-1, x.shape[-1])
+    repeats = Repeats(x.device, len(tokens_NC))
+    for rows_NC in tokens_NC.split(chunk_tokens):
         if repeats(len(rows_NC)):
             continue
         value_NI, gate_NI = geglu.proj(norm(rows_NC)).chunk(2, dim=-1)

@@ -13,6 +13,7 @@ P positions, h and w the latent frame, H and W the frame at hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -141,7 +142,7 @@ class LeanUNet:
                 skip = skips.pop()
                 frames = self._frames_at(block_resnet, skip)
                 if upsampler:  # it becomes part of the resnet, so that its wide result exists for one chunk of frames only
-                    chunks = run_frames([partial(_upsample, *upsampler, skip[0].shape[2:])], regrouped(chunks, frames), self._tick)
+                    chunks = run_frames([partial(_upsample, *upsampler, skip[0].shape[2:])], regrouped(chunks, frames), self._frames, self._tick)
                 chunks = _joined(regrouped(chunks, frames), regrouped(self._fetched(skip), frames))
                 clip = yield from self._resnet(block_resnet, chunks, temb_1E, *upsampler)
                 if attention is not None:
@@ -184,13 +185,13 @@ class LeanUNet:
         return self._pieces.frames(block.spatial_res_block.out_channels, *clip[0].shape[2:])
 
     def _run(self, ops: Sequence[FrameOp], chunks: Iterable[Tensor]) -> list[Tensor]:
-        return list(run_frames(ops, chunks, self._tick))
+        return list(run_frames(ops, chunks, self._frames, self._tick))
 
     def _resnet(self, block: SpatioTemporalResBlock, chunks: Iterable[Tensor], temb_1E: Tensor, *before: nn.Module) -> Generator[Stage, None, Clip]:
         """A new clip; `before` are modules that run as `chunks` are drawn."""
         yield *before, block.spatial_res_block
         statistics = GroupStatistics(block.temporal_res_block.norm1)
-        chunks = statistics.passing(run_frames([partial(resnet, block.spatial_res_block, temb_1E=temb_1E)], chunks, self._tick))
+        chunks = statistics.passing(run_frames([partial(resnet, block.spatial_res_block, temb_1E=temb_1E)], chunks, self._frames, self._tick), self._frames)
         channels = block.spatial_res_block.out_channels
         clip = Clip(chunks, self._pieces.positions(channels, self._frames))
         yield block.temporal_res_block, block.time_mixer
@@ -209,7 +210,7 @@ class LeanUNet:
             yield (*((transformer.norm, transformer.proj_in) if first else ()), *_without_cross_attention(spatial))
             if first:
                 tokens = [transformer.proj_in(to_tokens(transformer.norm(x_FCHW))) for x_FCHW in clip.chunks]
-            repeats = Repeats(clip.device)
+            repeats = Repeats(clip.device, self._frames)
             for tokens_FPC in tokens:
                 if repeats(len(tokens_FPC)):
                     continue
@@ -217,7 +218,7 @@ class LeanUNet:
                 self._tick()
             yield (*_without_cross_attention(temporal), transformer.time_mixer, *((transformer.proj_out,) if last else ()))
             share = temporal_share(transformer.time_mixer, clip.dtype)
-            repeats = Repeats(clip.device)
+            repeats = Repeats(clip.device, math.prod(clip.frame_shape[1:]))
             for span in clip.spans():
                 if repeats(span.stop - span.start):
                     continue

@@ -94,7 +94,7 @@ def encode_mode(vae: AutoencoderKLTemporalDecoder | AutoencoderKL, x_B3HW: Tenso
     """
     ops = _encoder_ops(vae)
     meter = _Meter(len(ops) * len(x_B3HW), progress)
-    moments = run_frames(ops, frame_chunks(x_B3HW, 1, vae.encoder.conv_in.weight), meter.tick)
+    moments = run_frames(ops, frame_chunks(x_B3HW, 1, vae.encoder.conv_in.weight), len(x_B3HW), meter.tick)
     return torch.cat([m.chunk(2, dim=1)[0] for m in moments])
 
 
@@ -156,7 +156,7 @@ def _decode_clip(
         spatial = partial(_run_stage, stage, pieces)
         statistics = GroupStatistics(stage.block.temporal_res_block.norm1)
         with weights.stage(stage.frame_modules):
-            clip = new_clip(statistics.passing(run_frames([spatial], regrouped(chunks, chunk_frames[i]), meter.tick)), stage.channels)
+            clip = new_clip(statistics.passing(run_frames([spatial], regrouped(chunks, chunk_frames[i]), clip_frames, meter.tick), clip_frames), stage.channels)
         # Up to what the widest stage holds anyway, memory may be spent on not computing twice.
         spare_elements = 0 if plan.parked else max(clip_elements) - clip_elements[i]
         with weights.stage((stage.block.temporal_res_block, stage.block.time_mixer)):
@@ -165,7 +165,7 @@ def _decode_clip(
 
     with weights.stage((decoder.conv_norm_out, decoder.conv_out)):
         head = partial(_run_head, decoder, pieces)
-        pictures = Clip(run_frames([head], regrouped(chunks, chunk_frames[-1]), meter.tick), pieces.positions(3, clip_frames))
+        pictures = Clip(run_frames([head], regrouped(chunks, chunk_frames[-1]), clip_frames, meter.tick), pieces.positions(3, clip_frames))
     with weights.stage((decoder.time_conv_out,)):
         for span in picture_spans:
             rgb_3TP = _to_picture(convolve_time(decoder.time_conv_out, pictures.gather(span)), out_THW3.dtype)
@@ -236,7 +236,7 @@ def _decode_frames(
     ops = _decoder_ops(vae)
     meter = _Meter(len(z_T4hw) * len(ops), progress)
     with Weights(transfer, resident=True).stage((vae.decoder, *optional(vae, "post_quant_conv"))):
-        for i, rgb_13HW in enumerate(run_frames(ops, z_T4hw.split(1), meter.tick)):
+        for i, rgb_13HW in enumerate(run_frames(ops, z_T4hw.split(1), len(z_T4hw), meter.tick)):
             out_THW3[i : i + 1] = _to_picture(rgb_13HW, out_THW3.dtype).permute(0, 2, 3, 1).to(out_THW3.device)
 
 

@@ -88,7 +88,8 @@ class Part:
         import torch
 
         with torch.device("meta"):
-            return _construct(self.kind, self.config).eval()
+            module = _construct(self.kind, self.config).eval()
+        return torch.nn.Module.to(module, "meta")  # diffusers makes some parameters on the CPU whatever the device
 
     def _read(self, dtype: torch.dtype, float32_prefixes: tuple[str, ...]) -> dict[str, Tensor]:
         import torch

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..lean.transfer import Transfer
     from ..lean.unet import UNetPlan
+    from ..lean.vae import DecodePlan
     from ..sampling.solvers import Denoiser
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -39,6 +41,12 @@ MAX_CLIP_PIXELS = 1024 * 1024 * 576  # of all frames together: as float32 frames
 
 # What each latent channel looks like: a linear map to RGB in -1..1, for previews only. Widely used for the SD 1 latent space, which SVD shares.
 _LATENT_TO_RGB = ((0.3512, 0.2297, 0.3227), (0.3250, 0.4974, 0.2350), (-0.2829, 0.1762, 0.2721), (-0.2120, -0.2616, -0.7177))
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def _silent(done: int, total: int) -> None:
@@ -61,9 +69,7 @@ class SVDModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        import torch
-
-        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+        return dtype_of(self.precision)
 
     @property
     def unet(self) -> Any:
@@ -221,15 +227,18 @@ def sample_clip(
     seed: int = 0,
     start_T4hw: Tensor | None = None,
     strength: float = 1.0,
+    transfer: Transfer | None = None,
     plan: UNetPlan | None = None,
     on_step: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents [T,4,h,w] of a clip: float32 on the CPU, as ComfyUI's LATENT: in the VAE's own scale, which is the network's divided by `model.scaling_factor`.
 
-    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `plan` says what the network's run costs, never what it gives; `on_step` gets latents in the network's scale; `tick` is called many times a step. Either may raise to cancel.
+    Keywords as in `sampling.sample` and `sampling.guidance_scale`; `plan` says what the network's run costs, never what it gives, `transfer` how tensors reach the device (default: as suits it); `on_step` gets latents in the network's scale; `tick` is called many times a step. Either may raise to cancel.
     Raises LeanVideoError for a clip or step count that is too large, and when the start clip has another size than the conditioning.
     """
+    from ..lean.transfer import transfer_to
+
     height, width = conditioning.latent_size
     check_clip(frames, width * SPATIAL_FACTOR, height * SPATIAL_FACTOR)
     check_steps(steps)
@@ -242,11 +251,11 @@ def sample_clip(
     if start_T4hw is not None and strength <= 0:
         return start_T4hw.float()
     scale = guidance_scale(guidance_mode, frames, *guidance)
-    options: dict[str, Any] = {"plan": plan, "tick": tick}
+    transfer = transfer or transfer_to(device)
     if is_guided(scale):
-        denoise = guide(_estimates(model.unet, [conditioning, _blank(conditioning)], frames, device, **options), scale)
+        denoise = guide(estimator(model.unet, [conditioning, _blank(conditioning)], frames, transfer, plan, tick), scale)
     else:
-        denoise = denoiser(model.unet, conditioning, frames, device, **options)
+        denoise = denoiser(model.unet, conditioning, frames, transfer, plan, tick)
     latents = sample(
         denoise,
         shape,
@@ -275,37 +284,30 @@ def _blank(conditioning: Conditioning) -> Conditioning:
     )
 
 
-def denoiser(
-    unet: Any,
-    conditioning: Conditioning,
-    frames: int,
-    device: torch.device,
-    *,
-    plan: UNetPlan | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> Denoiser:
-    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32; `tick` is called many times in each call and may raise to cancel."""
-    estimates = _estimates(unet, [conditioning], frames, device, plan, tick)
+def denoiser(unet: Any, conditioning: Conditioning, frames: int, transfer: Transfer, plan: UNetPlan | None = None, tick: Callable[[], None] = lambda: None) -> Denoiser:
+    """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32. Arguments as of `estimator`."""
+    estimates = estimator(unet, [conditioning], frames, transfer, plan, tick)
     return lambda x_T4hw, sigma: estimates(x_T4hw, sigma)[0]
 
 
-def _estimates(
+def estimator(
     unet: Any,
     conditionings: Sequence[Conditioning],
     frames: int,
-    device: torch.device,
-    plan: UNetPlan | None,
-    tick: Callable[[], None],
+    transfer: Transfer,
+    plan: UNetPlan | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Callable[[Tensor, float], Tensor]:
-    """`(x_T4hw, sigma) -> x0_BT4hw` in float32: an estimate for each conditioning.
+    """`(x_T4hw, sigma) -> x0_BT4hw` in float32, on the device of `transfer`: an estimate for each conditioning.
 
+    `tick` is called many times in each call and may raise to cancel.
     EDM preconditioning with v-prediction: sgm `VScalingWithEDMcNoise` with sigma_data = 1.
     """
     import torch
 
-    from ..lean.transfer import transfer_to
     from ..lean.unet import LeanUNet
 
+    device = transfer.device
     dtype = unet.dtype
     concat_BT4hw = torch.stack([c.concat_latents.expand(frames, -1, -1, -1) for c in conditionings]).to(device, dtype)
     network = LeanUNet(
@@ -313,7 +315,7 @@ def _estimates(
         torch.cat([c.image_embedding for c in conditionings]).to(dtype),
         torch.tensor([[c.fps - 1, c.motion_bucket, c.augmentation] for c in conditionings], dtype=torch.float32),
         frames,
-        transfer=transfer_to(device),
+        transfer=transfer,
         plan=plan,
         tick=tick,
     )
@@ -329,7 +331,15 @@ def _estimates(
     return estimates
 
 
-def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, plan: lean_vae.DecodePlan | None = None, progress: Progress = _silent) -> Tensor:
+def decode_clip(
+    model: SVDModel,
+    latents_T4hw: Tensor,
+    *,
+    device: torch.device,
+    transfer: Transfer | None = None,
+    plan: DecodePlan | None = None,
+    progress: Progress = _silent,
+) -> Tensor:
     """Frames [T,H,W,3], float32 0..1 on the CPU, of latents as in ComfyUI's LATENT. Time is mixed over the whole clip: no seams.
 
     Raises LeanVideoError for latents of another model's shape or holding NaN.
@@ -343,7 +353,7 @@ def decode_clip(model: SVDModel, latents_T4hw: Tensor, *, device: torch.device, 
         raise LeanVideoError("The latents hold NaN or infinity, so no frame can be decoded: sample again in fp32 or bf16.")
     from ..lean.transfer import transfer_to
 
-    return lean_vae.decode(model.vae, latents_T4hw, transfer=transfer_to(device), plan=plan, progress=progress)
+    return lean_vae.decode(model.vae, latents_T4hw, transfer=transfer or transfer_to(device), plan=plan, progress=progress)
 
 
 def preview(latents_T4hw: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from lean_video.lean.pieces import Pieces
 from lean_video.lean.transfer import Arrival, Transfer
 from lean_video.lean.unet import LeanUNet, UNetPlan
 from tests.engine.copies import Copies
-from tests.engine.live_storage import peak_bytes
+from tests.engine.peaks import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in TOLERANCE]

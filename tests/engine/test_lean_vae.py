@@ -18,7 +18,7 @@ from lean_video.lean.group_norm import GroupStatistics, normalise_silu
 from lean_video.lean.pieces import Pieces
 from lean_video.lean.vae import DecodePlan, decode, encode_mode
 from tests.engine.copies import Copies
-from tests.engine.live_storage import peak_bytes
+from tests.engine.peaks import peak_bytes
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in TOLERANCE]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lean_video.lean.transfer import Transfer
 from lean_video.models.svd import Conditioning, denoiser
 from lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS, guidance_scale, guide, is_guided, sample, sigmas
 from tests.engine.conftest import CPU, relative
@@ -204,7 +205,7 @@ def test_denoiser_is_the_edm_formula_around_the_network(monkeypatch: pytest.Monk
     weights = SimpleNamespace(dtype=torch.float32)
     monkeypatch.setattr("lean_video.lean.unet.LeanUNet", Network)
     concat, embedding = torch.randn(1, 4, 5, 6), torch.randn(1, 1, 8)
-    denoise = denoiser(weights, Conditioning(embedding, concat, fps=7, motion_bucket=40, augmentation=0.25), 3, CPU)
+    denoise = denoiser(weights, Conditioning(embedding, concat, fps=7, motion_bucket=40, augmentation=0.25), 3, Transfer(CPU))
     for s in (700.0, 3.0, 1.0, 0.002):
         x = torch.randn(3, 4, 5, 6) * s
         expected = x.double() / (s**2 + 1) - v[0].double() * s / math.sqrt(s**2 + 1)

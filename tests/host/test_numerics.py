@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lean_video.checkpoints import open_svd
+from lean_video.lean.transfer import Transfer
 from lean_video.models.svd import Conditioning, SVDModel, decode_clip, denoiser, encode_clip, sample_clip
 from lean_video.sampling import sigmas
 
@@ -89,7 +90,7 @@ def test_one_call_of_the_unet_is_that_of_core(index: int, core: Core, request: p
     """c_skip hides the network at small sigmas and c_out at large: the network's own output is compared."""
     x, s = core.inputs["x"] * SIGMAS[index], SIGMAS[index]
     with torch.inference_mode():
-        ours = denoiser(core.model.unet, core.conditioning, FRAMES, CPU)(x, s)
+        ours = denoiser(core.model.unet, core.conditioning, FRAMES, Transfer(CPU))(x, s)
 
     def network(x0: Tensor) -> Tensor:
         return (x0.double() - x.double() / (s**2 + 1)) * -((s**2 + 1) ** 0.5) / s
