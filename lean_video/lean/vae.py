@@ -42,14 +42,16 @@ Progress = Callable[[int, int], None]
 class DecodePlan:
     """What a decode trades for what. The pictures are the same.
 
-    pieces    how much of a clip is worked on at a time; frames larger than that go through in strips
+    pieces    how much of a clip is worked on at a time, a frame at least
     streamed  weights lie on the host and come to the device for the layers that need them; else they stay there
     parked    between two layers, the clip waits on the host
+    strips    frames larger than that go through in strips of rows, and attention in pieces of queries; None: frames go through whole
     """
 
     pieces: Pieces
     streamed: bool = False
     parked: bool = False
+    strips: Pieces | None = None
 
 
 @torch.no_grad()
@@ -153,7 +155,7 @@ def _decode_clip(
 
     chunks: Iterator[Tensor] = iter(z_T4hw.split(1))
     for i, stage in enumerate(stages):
-        spatial = partial(_run_stage, stage, pieces)
+        spatial = partial(_run_stage, stage, plan.strips)
         statistics = GroupStatistics(stage.block.temporal_res_block.norm1)
         with weights.stage(stage.frame_modules):
             clip = new_clip(statistics.passing(run_frames([spatial], regrouped(chunks, chunk_frames[i]), clip_frames, meter.tick), clip_frames), stage.channels)
@@ -164,7 +166,7 @@ def _decode_clip(
         chunks = clip.drain()
 
     with weights.stage((decoder.conv_norm_out, decoder.conv_out)):
-        head = partial(_run_head, decoder, pieces)
+        head = partial(_run_head, decoder, plan.strips)
         pictures = Clip(run_frames([head], regrouped(chunks, chunk_frames[-1]), clip_frames, meter.tick), pieces.positions(3, clip_frames))
     with weights.stage((decoder.time_conv_out,)):
         for span in picture_spans:
@@ -173,17 +175,17 @@ def _decode_clip(
             meter.tick()
 
 
-def _run_stage(stage: _Stage, pieces: Pieces, x_FCHW: Tensor) -> Tensor:
+def _run_stage(stage: _Stage, strips: Pieces | None, x_FCHW: Tensor) -> Tensor:
     """The frame-by-frame half of a stage, in strips where one frame is more than a piece."""
     block: Any = stage.block.spatial_res_block
     upsampler = stage.upsampler
     if hasattr(stage.before, "to_q"):
-        x_FCHW = _attend_frame(stage.before, x_FCHW, pieces)
+        x_FCHW = _attend_frame(stage.before, x_FCHW, strips)
     elif stage.before is not None:
         x_FCHW = stage.before(x_FCHW)
     factor = 1 if upsampler is None else 2
     height, width = factor * x_FCHW.shape[2], factor * x_FCHW.shape[3]
-    rows = pieces.rows(stage.channels, width)
+    rows = height if strips is None else strips.rows(stage.channels, width)
     if len(x_FCHW) > 1 or rows >= height:
         return resnet(block, x_FCHW if upsampler is None else upsampler(x_FCHW))
     if upsampler is not None:
@@ -191,17 +193,18 @@ def _run_stage(stage: _Stage, pieces: Pieces, x_FCHW: Tensor) -> Tensor:
     return resnet_in_strips(block, rows_of(x_FCHW), height, rows, out=x_FCHW if block.conv_shortcut is None else None)
 
 
-def _attend_frame(attention: Any, x_FCHW: Tensor, pieces: Pieces) -> Tensor:
+def _attend_frame(attention: Any, x_FCHW: Tensor, strips: Pieces | None) -> Tensor:
     """The middle's attention over a frame. Its heads are so wide that some kernels hold a score matrix, so queries go in pieces."""
     tokens_FPC = attention.group_norm(x_FCHW.flatten(2)).transpose(1, 2)
-    y_FPC = self_attention(attention, tokens_FPC, max(1, pieces.elements // tokens_FPC.shape[:2].numel()))
+    chunk_queries = None if strips is None else max(1, strips.elements // tokens_FPC.shape[:2].numel())
+    y_FPC = self_attention(attention, tokens_FPC, chunk_queries)
     return x_FCHW + y_FPC.transpose(1, 2).unflatten(2, x_FCHW.shape[2:])
 
 
-def _run_head(decoder: TemporalDecoder, pieces: Pieces, x_FCHW: Tensor) -> Tensor:
+def _run_head(decoder: TemporalDecoder, strips: Pieces | None, x_FCHW: Tensor) -> Tensor:
     norm, conv = decoder.conv_norm_out, decoder.conv_out
     _, channels, height, width = x_FCHW.shape
-    rows = pieces.rows(channels, width)
+    rows = height if strips is None else strips.rows(channels, width)
     if len(x_FCHW) > 1 or rows >= height:
         return conv(norm_silu(norm, x_FCHW))
     return norm_conv_in_strips(norm, conv, x_FCHW, rows)

@@ -58,6 +58,7 @@ class Plan:
                 "decode",
                 "weights streamed from the host" if self.decode.streamed else "weights on the device",
                 "the clip waits on the host between layers" if self.decode.parked else "",
+                "frames in strips" if self.decode.strips else "",
             ),
         ]
 
@@ -104,7 +105,13 @@ def plan_clip(
         f"Sampling {frames} frames of {width}x{height}",
     )
     decode, decode_peak = _fastest(
-        (DecodePlan(Pieces(widest)), DecodePlan(fine), DecodePlan(fine, parked=True), DecodePlan(fine, streamed=True, parked=True), DecodePlan(finest, streamed=True, parked=True)),
+        (
+            DecodePlan(Pieces(widest)),
+            DecodePlan(fine, strips=fine),
+            DecodePlan(fine, parked=True, strips=fine),
+            DecodePlan(fine, streamed=True, parked=True, strips=fine),
+            DecodePlan(finest, streamed=True, parked=True, strips=fine),
+        ),
         clip.decode_peak,
         budget,
         f"Decoding {frames} frames of {width}x{height}",

@@ -22,7 +22,7 @@ from tests.engine.peaks import device_peak
 
 GIB = 1024 * MIB
 RESIDENT, SMALL = UNetPlan(Pieces(2**22)), UNetPlan(Pieces(2**20), streamed=True, parked=True)
-SMALL_DECODE = DecodePlan(Pieces(2**22), streamed=True, parked=True)
+SMALL_DECODE = DecodePlan(Pieces(2**22), streamed=True, parked=True, strips=Pieces(2**22))
 
 
 def test_published_networks_are_those_of_a_published_file(write_header: WriteHeader) -> None:
@@ -73,7 +73,7 @@ def test_what_is_predicted_of_sampling_is_what_is_held(streamed: bool, parked: b
 @pytest.mark.parametrize(("frames", "elements"), [(5, 2**16), (3, 2**20)])
 def test_what_is_predicted_of_decoding_is_what_is_held(streamed: bool, parked: bool, frames: int, elements: int, small: SVDModel) -> None:
     width, height = 192, 128
-    plan = DecodePlan(Pieces(elements), streamed, parked)
+    plan = DecodePlan(Pieces(elements), streamed, parked, Pieces(elements) if parked else None)
     predicted = planning.Clip(small.parts, torch.float32, frames, width, height).decode_peak(plan)
     vae = small.vae
     latents, out = torch.randn(frames, 4, height // 8, width // 8), torch.empty(frames, height, width, 3)
