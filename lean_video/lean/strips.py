@@ -51,6 +51,7 @@ def resnet_in_strips(block: Any, read: Rows, height: int, rows: int, out: Tensor
     norm1 = _statistics(block.norm1, read, height, rows).scale_and_shift(block.conv1.weight.dtype)
     statistics = GroupStatistics(block.norm2)
     inner: Tensor | None = None
+    in_place = out is not None
     for a, b in spans(height, rows, device):
         x_1CRW, top = _with_halo(read, a, b, height)
         y_1IRW: Tensor = block.conv1(normalise_silu(x_1CRW, *norm1))[:, :, top : top + b - a]
@@ -59,7 +60,7 @@ def resnet_in_strips(block: Any, read: Rows, height: int, rows: int, out: Tensor
         inner[:, :, a:b] = y_1IRW
         statistics.add(y_1IRW, channel_axis=1)
         del y_1IRW
-        if out is None or block.conv_shortcut is not None:
+        if not in_place:
             residual = x_1CRW[:, :, top : top + b - a]
             residual = residual if block.conv_shortcut is None else block.conv_shortcut(residual)
             out = torch.empty_like(inner) if out is None else out

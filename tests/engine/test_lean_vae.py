@@ -28,7 +28,8 @@ DTYPES = [pytest.param(dtype, id=str(dtype).removeprefix("torch.")) for dtype in
 def temporal_vae(dtype: torch.dtype) -> AutoencoderKLTemporalDecoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 64), layers_per_block=2)
+        # An upsampler before a resnet that keeps its channels, and before one that does not.
+        vae = AutoencoderKLTemporalDecoder(down_block_types=("DownEncoderBlock2D",) * 3, block_out_channels=(32, 32, 64), layers_per_block=1)
         return randomise(vae).to(dtype)
 
 
@@ -69,11 +70,11 @@ def as_pictures(sample_T3HW: Tensor) -> Tensor:
     return (sample_T3HW / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def new_output(frames: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((frames, 2 * h, 2 * w, 3), torch.nan, dtype=dtype)
+def new_output(frames: int, h: int, w: int, dtype: torch.dtype, factor: int) -> Tensor:
+    return torch.full((frames, factor * h, factor * w, 3), torch.nan, dtype=dtype)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     dtype=st.sampled_from(list(TOLERANCE)),
     clip_frames=st.sampled_from([1, 2, 5]),
@@ -96,7 +97,7 @@ def test_clip_decodes_as_stock_does_whole_for_every_plan(
     assert expected.min() > 0, "clamped pictures would hide a difference"
     assert expected.max() < 1, "clamped pictures would hide a difference"
 
-    out = new_output(clip_frames, h, w, dtype)
+    out = new_output(clip_frames, h, w, dtype, factor=4)
     returned = decode(vae, z, out_THW3=out, plan=DecodePlan(Pieces(elements), streamed, parked, strips), transfer=Copies())
 
     assert returned is out
@@ -144,7 +145,7 @@ def test_decode_needs_nothing_of_the_encoder() -> None:
 def test_image_decoder_decodes_as_stock_does(dtype: torch.dtype, quant_convs: bool) -> None:
     vae = plain_vae(dtype, quant_convs)
     z = latents(5, 6, 4, dtype)
-    out = decode(vae, z, out_THW3=new_output(5, 6, 4, dtype))
+    out = decode(vae, z, out_THW3=new_output(5, 6, 4, dtype, factor=2))
     assert (out - as_pictures(vae.decode(z).sample)).abs().max() <= TOLERANCE[dtype]
 
 
@@ -152,9 +153,8 @@ def test_image_decoder_decodes_as_stock_does(dtype: torch.dtype, quant_convs: bo
 @pytest.mark.parametrize("make", [temporal_vae, plain_vae])
 def test_encoded_mode_is_that_of_stock(make: Any, dtype: torch.dtype) -> None:
     vae = make(dtype)
-    images = latents(3, 10, 14, dtype)[:, :3].clamp(-1, 1)
+    images = latents(3, 12, 20, dtype)[:, :3].clamp(-1, 1)
     mode = encode_mode(vae, images)
-    assert mode.shape == (3, vae.config["latent_channels"], 5, 7)
     assert (mode - vae.encode(images).latent_dist.mode()).abs().max() <= TOLERANCE[dtype] * mode.abs().max()
 
 
