@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -48,6 +50,21 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
+    plan = commands.add_parser(
+        "plan",
+        help="say what a clip will take",
+        description="What a clip will take, phase by phase, and the fastest way to make it within a budget. No weights are read and no GPU is needed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    plan.add_argument("checkpoint", metavar="CHECKPOINT", help="an SVD .safetensors file, a diffusers folder, or svd or svd_xt for the published networks without a file")
+    plan.add_argument("--frames", type=int, default=25)
+    plan.add_argument("--width", type=int, default=1024)
+    plan.add_argument("--height", type=int, default=576)
+    plan.add_argument("--budget", type=_budget, default="max", help="device memory, such as 400MiB or 4GiB; max for the fastest plan, min for the smallest")
+    plan.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="auto is what a GPU would use")
+    plan.add_argument("--json", action="store_true", help="print JSON; peak_mib is in MiB, weights and everything included")
+    plan.set_defaults(run=_plan)
+
     render = commands.add_parser("render", help="make a clip from an image", description="Makes a clip from an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     render.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an SVD .safetensors file or a diffusers folder")
     render.add_argument("image", type=Path, metavar="IMAGE", help="the first frame")
@@ -88,6 +105,40 @@ def _inspect(options: argparse.Namespace) -> int:
             print(f"  {component:<14}{count:,} parameters")
     if report.problems:
         raise LeanVideoError(" ".join(report.problems))
+    return 0
+
+
+def _budget(text: str) -> float:
+    """Bytes of a budget such as 400MiB, 4GiB, min or max."""
+    if text in ("min", "max"):
+        return 0.0 if text == "min" else math.inf
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?)B", text.strip(), re.IGNORECASE)
+    if found is None or float(found.group(1)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no budget: give one such as 400MiB or 4GiB, or min or max")
+    unit = found.group(2).lower()
+    return float(found.group(1)) * (1024 if unit.endswith("i") else 1000) ** ("kmg".index(unit[0]) + 1)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .checkpoints import open_svd
+    from .checkpoints.published import PUBLISHED, published_parts
+    from .models import svd
+    from .models.planning import MIB, plan_clip
+
+    if options.checkpoint in PUBLISHED:
+        precision: svd.Precision = "fp16" if options.precision == "auto" else options.precision
+        model = svd.SVDModel(Path(options.checkpoint), options.checkpoint, "single file", precision, published_parts())
+    else:
+        model = open_svd(Path(options.checkpoint), options.precision, device_type="cuda")
+    width, height = svd.round_size(model, options.width, options.height)
+    plan = plan_clip(model.parts, model.precision, frames=options.frames, width=width, height=height, budget=options.budget)
+    if options.json:
+        chosen = {key: value for key, value in asdict(plan).items() if key != "peak"}
+        size = {"frames": options.frames, "width": width, "height": height, "precision": model.precision}
+        print(json.dumps({"plan": {**size, **chosen}, "peak_mib": {phase: round(peak / MIB, 1) for phase, peak in plan.peak.items()}}, indent=2))
+    else:
+        print(f"{options.checkpoint}, {options.frames} frames of {width}x{height}, {model.precision}")
+        print("\n".join(f"  {line}" for line in plan.describe()))
     return 0
 
 

@@ -43,6 +43,50 @@ def expected(tiny_file: Path, image: Path) -> tuple[Tensor, Tensor]:
     return latents, decode_clip(model, latents, device=CPU)
 
 
+# plan
+
+SMALL_CLIP = ["--width", "64", "--height", "64", "--frames", "2"]
+
+
+def test_plan_prints_what_each_phase_takes(tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = {}
+    for budget in ("min", "max"):
+        assert main(["plan", str(tiny_file), *SMALL_CLIP, "--budget", budget, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        reports[budget] = json.loads(out)
+    least, most = reports["min"], reports["max"]
+    assert list(least["peak_mib"]) == ["encode", "sample", "decode"]
+    assert least["plan"] | {"sample": 0, "decode": 0} == {"frames": 2, "width": 64, "height": 64, "precision": "fp16", "encode_on_host": True, "sample": 0, "decode": 0}
+    assert least["plan"]["sample"]["streamed"]
+    assert not most["plan"]["sample"]["streamed"]
+    assert all(least["peak_mib"][phase] < most["peak_mib"][phase] for phase in most["peak_mib"])
+
+    assert main(["plan", str(tiny_file), *SMALL_CLIP, "--budget", "4GiB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("2 frames of 64x64, fp16")
+    assert lines[2].split()[:3] == ["sample", f"{most['peak_mib']['sample']:.0f}", "MiB"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--budget", "1KiB"], "more than the budget"),
+        (["--budget", "-4GiB"], "expected one argument"),
+        (["--budget", "0"], "no budget"),
+        (["--budget", "lots"], "no budget"),
+        (["--frames", "0"], "0 frames"),
+        (["--width", "0"], "size"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_in_one_line(arguments: list[str], says: str, tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny_file), *SMALL_CLIP, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err
+
+
 # inspect
 
 
