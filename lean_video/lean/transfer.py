@@ -56,6 +56,7 @@ class CudaTransfer(Transfer):
         with torch.cuda.stream(self._copies):
             for target, source in zip(fetched, tensors, strict=True):
                 target.copy_(source, non_blocking=True)
+                target.record_stream(self._copies)  # it may be let go of before it has arrived
             done = self._copies.record_event()
 
         def arrive() -> list[Tensor]:

@@ -71,7 +71,7 @@ def decode(
     on the CPU) as they are finished.
 
     transfer: to the device that computes, from the host, where the decoder's weights are; default, the host itself.
-    plan: default, everything on the device, in pieces that suit it.
+    plan: default, everything on the device, in pieces that suit it; a plain image decoder runs frame by frame whatever it says.
     progress: called with (done, total) after every layer of every chunk; may raise to cancel.
     Raises LeanVideoError for latents of another kind.
     """
@@ -83,7 +83,7 @@ def decode(
     if hasattr(vae.decoder, "time_conv_out"):
         _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw, out_THW3, transfer, plan, progress)
     else:
-        _decode_frames(cast("AutoencoderKL", vae), z_T4hw, out_THW3, transfer, plan, progress)
+        _decode_frames(cast("AutoencoderKL", vae), z_T4hw, out_THW3, transfer, progress)
     return out_THW3
 
 
@@ -233,7 +233,6 @@ def _decode_frames(
     z_T4hw: Tensor,
     out_THW3: Tensor,
     transfer: Transfer,
-    plan: DecodePlan,
     progress: Progress | None,
 ) -> None:
     ops = _decoder_ops(vae)
