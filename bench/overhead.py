@@ -111,12 +111,12 @@ def worker(side: str, checkpoint: Path, job: Job) -> None:
 def _ours(model: Any, embedding: Any, image_latents: Any, job: Job) -> Callable[[Callable[[int], None]], Any]:
     import torch
 
-    from lean_video.models import svd
+    from lean_video.models import render, svd
 
     conditioning = svd.Conditioning(embedding, image_latents, fps=6, motion_bucket=127, augmentation=0.02)
 
     def run(on_step: Callable[[int], None]) -> Any:
-        latents = svd.sample_clip(model, conditioning, frames=job.frames, steps=job.steps, device=torch.device("cpu"), on_step=lambda done, total, x0: on_step(done))
+        latents = render.sample_clip(model, conditioning, frames=job.frames, steps=job.steps, device=torch.device("cpu"), on_step=lambda done, total, x0: on_step(done))
         return latents * model.scaling_factor  # diffusers gives the scale that the network works in
 
     return run

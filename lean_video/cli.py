@@ -150,7 +150,7 @@ def _render(options: argparse.Namespace) -> int:
     image = _read_image(options.image)
 
     from .checkpoints import open_svd
-    from .models import svd
+    from .models import render, svd
 
     device = _device(options.device)
     model = open_svd(options.checkpoint, options.precision, device_type=device.type)
@@ -159,7 +159,7 @@ def _render(options: argparse.Namespace) -> int:
     if size != (options.width, options.height):
         _say(f"Size rounded from {options.width}x{options.height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
 
-    conditioning = svd.condition(
+    conditioning = render.condition(
         model,
         image,
         *size,
@@ -175,7 +175,7 @@ def _render(options: argparse.Namespace) -> int:
         _say(warning)
     bar = _Bar("sample")
     bar.update(0, options.steps)
-    latents = svd.sample_clip(
+    latents = render.sample_clip(
         model,
         conditioning,
         frames=options.frames,
@@ -190,7 +190,7 @@ def _render(options: argparse.Namespace) -> int:
     )
     if options.save_latents is not None:
         _save_latents(latents, options.save_latents)
-    frames = svd.decode_clip(model, latents, device=device, progress=_Bar("decode").update)
+    frames = render.decode_clip(model, latents, device=device, progress=_Bar("decode").update)
     written = combine(frames, options.out, preset, options.fps, progress=_Bar("write").update)
     for note in written.notes:
         _say(note)

@@ -10,7 +10,7 @@ from ..lean_video.checkpoints import hub, open_svd
 from ..lean_video.checkpoints.diffusers_folder import is_diffusers_folder
 from ..lean_video.checkpoints.open import PRECISIONS, svd_parts
 from ..lean_video.errors import LeanVideoError
-from ..lean_video.models import svd
+from ..lean_video.models import render, svd
 from ..lean_video.models.images import RESIZE_MODES
 from ..lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS
 from . import host
@@ -200,7 +200,7 @@ class SVDConditioning:
         device, progress = host.device(), host.progress()
         host.make_room()
         clips = [
-            svd.condition(
+            render.condition(
                 model,
                 picture,
                 *size,
@@ -318,7 +318,7 @@ class TemporalSampler:
             notes.append("Denoise is below 1 but no start latents are connected: the clip is made from noise.")
         progress = host.sampling_progress(unique_id, conditioning.fps)
         host.make_room()
-        samples = svd.sample_clip(
+        samples = render.sample_clip(
             model,
             conditioning,
             frames=frames,
@@ -357,7 +357,7 @@ class TemporalDecode:
     def run(self, model: svd.SVDModel, latents: dict[str, Any]) -> tuple[Any]:
         check_connected(model=(model, svd.SVDModel, _LOADER), latents=(latents, dict, _LATENTS))
         host.make_room()
-        return (svd.decode_clip(model, latents["samples"], device=host.device(), progress=host.progress()),)
+        return (render.decode_clip(model, latents["samples"], device=host.device(), progress=host.progress()),)
 
 
 class TemporalEncode:
@@ -386,7 +386,7 @@ class TemporalEncode:
         given = (images.shape[2], images.shape[1])
         size = svd.round_size(model, *given)
         notes = [] if size == given else [f"The frames were resized from {given[0]}x{given[1]} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}."]
-        samples = svd.encode_clip(model, images, device=host.device(), progress=host.progress())
+        samples = render.encode_clip(model, images, device=host.device(), progress=host.progress())
         return _with_notes(unique_id, notes, {"samples": samples})
 
 

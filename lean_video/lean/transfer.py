@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ class Transfer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Around everything that is computed on the device, so that a transfer may look on."""
+        return nullcontext()
 
     def stage_on_host(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """The form in which weights that will be fetched many times are best kept."""
@@ -108,6 +112,16 @@ class Weights:
         finally:
             for place, tensor in zip(places, host, strict=True):
                 _put(*place, tensor)
+
+    @property
+    def held_bytes(self) -> int:
+        """On the device, between stages."""
+        return sum(tensor.nbytes for tensors in self._kept.values() for tensor in tensors)
+
+    def drop(self) -> None:
+        """Lets go of everything on the device; what is needed again is fetched again."""
+        self._kept.clear()
+        self._coming.clear()
 
     def _on_device(self, modules: Stage, host: list[Tensor]) -> list[Tensor]:
         if modules in self._kept:

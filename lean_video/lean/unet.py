@@ -53,6 +53,22 @@ class UNetPlan:
     parked: bool = False
 
 
+def sampling_plans(device: torch.device) -> tuple[UNetPlan, ...]:
+    """From the fastest to the smallest: each takes less memory than the one before it."""
+    widest = default_pieces(device)
+    fine, finest = Pieces(min(widest.elements, 2**22)), Pieces(2**20)
+    plans = (
+        UNetPlan(widest),
+        UNetPlan(fine),
+        UNetPlan(fine, parked=True),
+        UNetPlan(fine, streamed=True, together=True),
+        UNetPlan(fine, streamed=True, together=True, parked=True),
+        UNetPlan(fine, streamed=True, parked=True),
+        UNetPlan(finest, streamed=True, parked=True),
+    )
+    return tuple(dict.fromkeys(plans))
+
+
 class LeanUNet:
     """The UNet for clips of one length under given conditionings, one for each guidance half.
 
@@ -60,6 +76,7 @@ class LeanUNet:
     embedding_B1D, added_ids_B3: as the UNet takes them, the embedding on the host.
     transfer: to the device that computes; default, the host itself.
     plan: default, everything on the device, in pieces that suit it.
+    weights: of this network by the same transfer, streamed or not as the plan has it, when they are to outlive this object.
     tick: called after every piece of work; may raise to cancel.
     """
 
@@ -73,6 +90,7 @@ class LeanUNet:
         *,
         transfer: Transfer | None = None,
         plan: UNetPlan | None = None,
+        weights: Weights | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._unet: Any = unet
@@ -81,7 +99,7 @@ class LeanUNet:
         device = self._transfer.device
         self._plan = plan or UNetPlan(default_pieces(device))
         self._pieces = self._plan.pieces
-        self._weights = Weights(self._transfer, resident=not self._plan.streamed)
+        self._weights = weights or Weights(self._transfer, resident=not self._plan.streamed)
         self._tick = tick
         self._added_ids_B3 = added_ids_B3.to(device)
         # Keyed by module: the folded cross-attention [1,1,C] of each half, and the frame positions [T,C].
@@ -254,6 +272,15 @@ def _upsample(upsampler: Any, size: torch.Size, x_FCHW: Tensor) -> Tensor:
     """Twice the size, or as large as the skip connection that it will meet where that is not twice."""
     doubled = tuple(size) == (2 * x_FCHW.shape[2], 2 * x_FCHW.shape[3])
     return upsampler(x_FCHW, None if doubled else tuple(size))
+
+
+def step_weights(unet: nn.Module) -> Iterator[Tensor]:
+    """The weights that a step needs on the device: all but those that are folded."""
+    folded = {tensor for transformer in _transformers(unet) for tensor in transformer.time_pos_embed.parameters()}
+    for transformer in _transformers(unet):
+        for block in (*transformer.transformer_blocks, *transformer.temporal_transformer_blocks):
+            folded |= {*block.norm2.parameters(), *block.attn2.parameters()}
+    return (tensor for tensor in unet.parameters() if tensor not in folded)
 
 
 def _transformers(unet: nn.Module) -> Iterator[Any]:

@@ -54,6 +54,18 @@ class DecodePlan:
     strips: Pieces | None = None
 
 
+def decode_plans(device: torch.device) -> tuple[DecodePlan, ...]:
+    """From the fastest to the smallest: each takes less memory than the one before it."""
+    widest = default_pieces(device)
+    wide, strips = Pieces(min(widest.elements, 2**23)), Pieces(min(widest.elements, 2**22))
+    return (
+        DecodePlan(widest),
+        DecodePlan(wide, strips=strips),
+        DecodePlan(wide, parked=True, strips=strips),
+        DecodePlan(wide, streamed=True, parked=True, strips=strips),
+    )
+
+
 @torch.no_grad()
 def decode(
     vae: AutoencoderKLTemporalDecoder | AutoencoderKL,
@@ -79,11 +91,12 @@ def decode(
     plan = plan or DecodePlan(default_pieces(transfer.device))
     _check_latents(z_T4hw, vae.config["latent_channels"])
     out_THW3 = _output_for(z_T4hw, _upscale(vae.decoder), out_THW3)
-    z_T4hw = z_T4hw.to(transfer.device, vae.decoder.conv_in.weight.dtype)
-    if hasattr(vae.decoder, "time_conv_out"):
-        _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw, out_THW3, transfer, plan, progress)
-    else:
-        _decode_frames(cast("AutoencoderKL", vae), z_T4hw, out_THW3, transfer, progress)
+    with transfer.computing():
+        z_T4hw = z_T4hw.to(transfer.device, vae.decoder.conv_in.weight.dtype)
+        if hasattr(vae.decoder, "time_conv_out"):
+            _decode_clip(cast("TemporalDecoder", vae.decoder), z_T4hw, out_THW3, transfer, plan, progress)
+        else:
+            _decode_frames(cast("AutoencoderKL", vae), z_T4hw, out_THW3, transfer, progress)
     return out_THW3
 
 

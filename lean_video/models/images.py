@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import LeanVideoError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -11,6 +13,24 @@ RESIZE_MODES = ("crop", "pad", "stretch")
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def check_image(image_HWC: Tensor) -> Tensor:
+    """The image as [1,3,H,W], RGB, transparency composited on black. Raises LeanVideoError when it is empty or not finite."""
+    import torch
+
+    if image_HWC.ndim != 3 or 0 in image_HWC.shape:
+        raise LeanVideoError(f"The image is empty (shape {list(image_HWC.shape)}): connect an image with pixels.")
+    if image_HWC.shape[-1] not in (1, 3, 4):
+        raise LeanVideoError(f"The image has {image_HWC.shape[-1]} channels: grey, RGB and RGBA images can be used.")
+    image = image_HWC.float().cpu()
+    if not bool(torch.isfinite(image).all()):
+        raise LeanVideoError("The image holds NaN or infinity: the node that made it failed, look there.")
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:]
+    elif image.shape[-1] == 1:
+        image = image.expand(-1, -1, 3)
+    return image.movedim(-1, 0)[None].clamp(0, 1).contiguous()
 
 
 def clip_pixels(image_1CHW: Tensor, side: int) -> Tensor:

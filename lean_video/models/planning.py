@@ -5,27 +5,65 @@ The very functions that make a clip are run on the meta device, where tensors ha
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import LeanVideoError
-from ..lean.pieces import Pieces, default_pieces
-from ..lean.unet import UNetPlan
-from ..lean.vae import DecodePlan
+from ..lean.pieces import Pieces
+from ..lean.unet import UNetPlan, sampling_plans, step_weights
+from ..lean.vae import DecodePlan, decode_plans
+from ..vram.store import Store
 from . import svd
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..lean.transfer import Transfer, Weights
+    from ..vram.device import DeviceProfile
     from .parts import Part
 
 MIB = 2**20
-SMALLEST, UNLIMITED = 0.0, math.inf  # budgets
 
-Candidate = TypeVar("Candidate")
+Budget = float | Literal["min", "max"]
+"""Bytes; "max" for the fastest plan, "min" for the smallest; 0 for what is free on the device now."""
+
+Candidate = TypeVar("Candidate", UNetPlan, DecodePlan)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a plan is for: a clip of one size by one network in one precision."""
+
+    network: str
+    precision: svd.Precision
+    frames: int
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.width}x{self.height} in {self.precision}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A guided step of sampling.
+
+    work     floating-point operations
+    moved    bytes between host and device
+    seconds  what that takes on the device that the plan is for; None when it was not measured
+    """
+
+    work: float
+    moved: int
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -35,19 +73,29 @@ class Plan:
     encode_on_host  CLIP and the VAE's encoder, which see one image, run on the host: slower, and no device memory
     """
 
+    shape: Shape
     encode_on_host: bool
     sample: UNetPlan
     decode: DecodePlan
     peak: Mapping[str, int]
+    step: Step
+
+    def check(self, model: svd.SVDModel, frames: int, width: int, height: int) -> None:
+        """Raises LeanVideoError when the plan is for another network or another clip."""
+        wanted = Shape(network_id(model.parts), model.precision, frames, width, height)
+        if wanted.network != self.shape.network:
+            raise LeanVideoError("The plan was made for another model: connect a VRAM Plan to which the same SVD Loader is connected.")
+        if wanted != self.shape:
+            raise LeanVideoError(f"The plan was made for {self.shape}, this clip has {wanted}: give the VRAM Plan the same numbers.")
 
     def describe(self) -> list[str]:
-        """A line for each phase: what it trades for memory."""
+        """A line for each phase: what it trades for memory. And one for a step, where its time is known."""
 
         def line(phase: str, *trades: str) -> str:
-            return f"{phase:<7} {self.peak[phase] / MIB:6.0f} MiB  {', '.join(trade for trade in trades if trade) or 'everything on the device'}"
+            return f"{phase:<7} {self.peak[phase] / MIB:6.0f} MiB  {', '.join(trade for trade in trades if trade)}"
 
-        return [
-            line("encode", "on the host" if self.encode_on_host else ""),
+        lines = [
+            line("encode", "on the host" if self.encode_on_host else "on the device"),
             line(
                 "sample",
                 "weights streamed from the host" if self.sample.streamed else "weights on the device",
@@ -61,6 +109,9 @@ class Plan:
                 "frames in strips" if self.decode.strips else "",
             ),
         ]
+        moved = f", {self.step.moved / MIB:.0f} MiB between host and device" if self.step.moved else ""
+        time = "" if self.step.seconds is None else f"about {self.step.seconds:.2g} s: "
+        return [*lines, f"step    {time}{self.step.work / 1e12:.3g} TFLOP{moved}"]
 
 
 def plan_clip(
@@ -70,146 +121,281 @@ def plan_clip(
     frames: int,
     width: int,
     height: int,
-    budget: float = UNLIMITED,
+    budget: Budget = "max",
     device: torch.device | None = None,
+    store: Store | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Plan:
-    """The fastest plan whose every phase stays within `budget` bytes; SMALLEST gives the smallest plan there is.
+    """The fastest plan whose every phase stays within `budget`.
 
-    parts  of a checkpoint, or `published_parts`; no weights are read
-    device where it will run; default, a GPU
+    parts    of a checkpoint, or `published_parts`; no weights are read
+    device   where it will run; default, a GPU
+    store    where peaks are kept: a clip that was planned once is planned at once
+    profile  of the device: its workspace counts, and the time of a step is told
 
-    Raises LeanVideoError for a negative budget, a clip that no run should be asked for, and a budget smaller than any plan, saying how much is missing.
+    Raises LeanVideoError for a negative budget, a clip that no run should be asked for, and a budget smaller than any plan, saying how much is missing and what would fit.
     """
     import torch
 
-    if math.isnan(budget) or budget < 0:
+    from ..vram.device import free_bytes
+
+    if not isinstance(budget, str) and (math.isnan(budget) or budget < 0):
         raise LeanVideoError(f"A budget of {budget / MIB:.0f} MiB cannot be kept: give 0 or more.")
     svd.check_clip(frames, width, height)
-    dtype = svd.dtype_of(precision)
-    clip = Clip(parts, dtype, frames, width, height)
-    widest = default_pieces(device or torch.device("cuda")).elements
-    fine = Pieces(min(widest, 2**22))
-    finest = Pieces(2**20)
-    sample, sample_peak = _fastest(
-        (
-            UNetPlan(Pieces(widest)),
-            UNetPlan(fine),
-            UNetPlan(fine, parked=True),
-            UNetPlan(fine, streamed=True, together=True),
-            UNetPlan(fine, streamed=True, together=True, parked=True),
-            UNetPlan(fine, streamed=True, parked=True),
-            UNetPlan(finest, streamed=True, parked=True),
-        ),
-        clip.sample_peak,
-        budget,
-        f"Sampling {frames} frames of {width}x{height}",
-    )
-    decode, decode_peak = _fastest(
-        (
-            DecodePlan(Pieces(widest)),
-            DecodePlan(fine, strips=fine),
-            DecodePlan(fine, parked=True, strips=fine),
-            DecodePlan(fine, streamed=True, parked=True, strips=fine),
-            DecodePlan(finest, streamed=True, parked=True, strips=fine),
-        ),
-        clip.decode_peak,
-        budget,
-        f"Decoding {frames} frames of {width}x{height}",
-    )
-    encode_on_host, encode_peak = _fastest((False, True), clip.encode_peak, budget, "Encoding")
-    return Plan(encode_on_host, sample, decode, {"encode": encode_peak, "sample": sample_peak, "decode": decode_peak})
-
-
-def _fastest(candidates: Sequence[Candidate], peak_of: Callable[[Candidate], int], budget: float, what: str) -> tuple[Candidate, int]:
-    """The first candidate within the budget, and its peak. Each takes less than the one before it, so they are bisected."""
-    if budget == UNLIMITED:
-        return candidates[0], peak_of(candidates[0])
-    last = len(candidates) - 1
-    peaks = {last: peak_of(candidates[last])}
-    if budget == SMALLEST:
-        return candidates[last], peaks[last]
-    if peaks[last] > budget:
+    device = device or torch.device("cuda")
+    if budget == 0:
+        free = free_bytes(device)
+        budget = "max" if free is None else max(1, free)
+    clip = Clip(parts, precision, frames, width, height, store or Store(), 0 if profile is None else profile.workspace)
+    try:
+        sample, (sample_peak, moved) = _fastest(sampling_plans(device), clip.sample, clip.unet_bytes, budget)
+        decode, (decode_peak, _) = _fastest(decode_plans(device), clip.decode, 0, budget)
+    except _TooLargeError as error:
         raise LeanVideoError(
-            f"{what} takes at least {peaks[last] / MIB:.0f} MiB, {(peaks[last] - budget) / MIB:.0f} MiB more than the budget of {budget / MIB:.0f} MiB: give it more, or ask for fewer frames or a smaller size."
+            f"{clip} takes at least {error.least / MIB:.0f} MiB, {_more(error.least - error.budget)} than the budget of {error.budget / MIB:.0f} MiB: {clip.what_fits(device, error.budget)}."
+        ) from None
+    encode_peak = clip.encode_peak()
+    encode_on_host = budget == "min" or (budget != "max" and encode_peak > float(budget))
+    peak = {"encode": 0 if encode_on_host else encode_peak, "sample": sample_peak, "decode": decode_peak}
+    work = clip.work()
+    seconds = None if profile is None else max(work / profile.flops, moved / profile.copied)
+    return Plan(clip.shape, encode_on_host, sample, decode, peak, Step(work, moved, seconds))
+
+
+def does_not_fit(model: svd.SVDModel, frames: int, width: int, height: int, device: torch.device, store: Store | None = None) -> LeanVideoError:
+    """What to tell when the smallest plan ran out of memory."""
+    from ..vram.device import free_bytes
+
+    clip = Clip(model.parts, model.precision, frames, width, height, store or Store())
+    least = max(clip.sample(sampling_plans(device)[-1])[0], clip.decode(decode_plans(device)[-1])[0])
+    free = free_bytes(device)
+    if free is None or free >= least:
+        return LeanVideoError(
+            f"Memory ran out: {clip} takes at least {least / MIB:.0f} MiB on the device, and less was to be had. Close other programs, or ask for fewer frames or a smaller size."
         )
-    low, high = 0, last
+    return LeanVideoError(
+        f"Memory ran out: {clip} takes at least {least / MIB:.0f} MiB, {_more(least - free)} than the {free / MIB:.0f} MiB that are free: {clip.what_fits(device, free)}."
+    )
+
+
+def network_id(parts: Mapping[str, Part]) -> str:
+    """Tells networks apart: the same for all checkpoints of one architecture, which take the same memory."""
+    return _digest({name: [part.kind, dict(part.config)] for name, part in parts.items()})
+
+
+class _TooLargeError(Exception):
+    def __init__(self, least: int, budget: float) -> None:
+        super().__init__()
+        self.least, self.budget = least, budget
+
+
+def _fastest(plans: Sequence[Candidate], cost: Callable[[Candidate], tuple[int, int]], weights: int, budget: Budget) -> tuple[Candidate, tuple[int, int]]:
+    """The first plan within the budget, and its cost: its peak and what it moves. Each plan takes less than the one before it, so they are bisected.
+
+    weights: bytes that a plan which does not stream them takes at least.
+    """
+    if budget == "min":
+        return plans[-1], cost(plans[-1])
+    limit = math.inf if budget == "max" else float(budget)
+    plans = [plan for plan in plans if plan.streamed or weights <= limit]
+    costs = {0: cost(plans[0])}
+    if costs[0][0] <= limit:
+        return plans[0], costs[0]
+    low, high = 1, len(plans)
     while low < high:
         middle = (low + high) // 2
-        peaks[middle] = peak_of(candidates[middle])
-        low, high = (low, middle) if peaks[middle] <= budget else (middle + 1, high)
-    return candidates[high], peaks[high]
+        costs[middle] = cost(plans[middle])
+        low, high = (low, middle) if costs[middle][0] <= limit else (middle + 1, high)
+    if low == len(plans):
+        raise _TooLargeError(costs[low - 1][0], limit)
+    return plans[low], costs[low]
 
 
 class Clip:
-    """A clip to be made, on the meta device."""
+    """A clip to be made, on the meta device. What it costs is taken from `store` where it is known."""
 
-    def __init__(self, parts: Mapping[str, Part], dtype: torch.dtype, frames: int, width: int, height: int) -> None:
-        self._parts, self._dtype = parts, dtype
-        self._size = width, height
+    def __init__(self, parts: Mapping[str, Part], precision: svd.Precision, frames: int, width: int, height: int, store: Store | None = None, workspace: int = 0) -> None:
+        self.shape = Shape(network_id(parts), precision, frames, width, height)
+        self._parts, self._store, self._workspace = parts, store or Store(), workspace
         self._latents = frames, svd.LATENT_CHANNELS, height // svd.SPATIAL_FACTOR, width // svd.SPATIAL_FACTOR
 
-    def sample_peak(self, plan: UNetPlan) -> int:
+    def __str__(self) -> str:
+        return f"A clip of {self.shape}"
+
+    def sample(self, plan: UNetPlan) -> tuple[int, int]:
+        """Bytes that sampling holds at most, and bytes that a guided step moves between host and device."""
+        peak, moved = self._stored(plan, lambda: self._trace_sampling(plan))
+        return int(peak) + self._workspace, int(moved)
+
+    def decode(self, plan: DecodePlan) -> tuple[int, int]:
+        """Bytes that decoding holds at most, and bytes that it moves."""
+        peak, moved = self._stored(plan, lambda: self._trace_decoding(plan))
+        return int(peak) + self._workspace, int(moved)
+
+    def encode_peak(self) -> int:
+        (peak,) = self._stored("encode", lambda: [self._trace_encoding()])
+        return int(peak) + self._workspace
+
+    def work(self) -> float:
+        """Floating-point operations of a guided step."""
+        (work,) = self._stored("work", lambda: [self._count_work()])
+        return work
+
+    @property
+    def unet_bytes(self) -> int:
+        (size,) = self._stored("unet", lambda: [sum(tensor.nbytes for tensor in step_weights(self._skeleton("unet")))])
+        return int(size)
+
+    def what_fits(self, device: torch.device, budget: float) -> str:
+        """Which shorter clip, and which smaller one, would keep a budget that this one does not."""
+
+        def fits(frames: int, width: int, height: int) -> bool:
+            clip = Clip(self._parts, self.shape.precision, frames, width, height, self._store, self._workspace)
+            return clip.sample(sampling_plans(device)[-1])[0] <= budget and clip.decode(decode_plans(device)[-1])[0] <= budget
+
+        frames, width, height = self.shape.frames, self.shape.width, self.shape.height
+        step = svd.size_step(self._parts)
+        most = _last(frames - 1, lambda count: fits(count, width, height))
+        # Sizes of about the same shape, by their shorter side.
+        ratio = max(width, height) / min(width, height)
+        short = min(width, height) // step
+
+        def smaller(units: int) -> tuple[int, int]:
+            sides = units * step, max(units, round(units * ratio)) * step
+            return sides if width <= height else (sides[1], sides[0])
+
+        units = _last(short - 1, lambda count: fits(frames, *smaller(count)))
+        would = [f"{most} frames of this size"] if most else []
+        would += ["{} frames of {}x{}".format(frames, *smaller(units))] if units else []
+        return f"{' or '.join(would)} would fit" if would else "nothing of this length or of this size fits"
+
+    def _stored(self, what: object, measure: Callable[[], Sequence[float]]) -> Sequence[float]:
+        return self._store.get(_digest([_code(), repr(self.shape), repr(what)]), measure)
+
+    def _trace_sampling(self, plan: UNetPlan) -> tuple[int, int]:
+
+        from ..lean.transfer import Weights
+        from ..vram.trace import TracedTransfer
+
+        unet: Any = self._skeleton("unet")
+        halves = 2 if plan.together else 1  # in turn, the second takes what the first has left
+
+        def run(transfer: TracedTransfer) -> int:
+            weights = Weights(transfer, resident=not plan.streamed)
+            if plan.streamed:  # on a clip as small as can be, to learn which weights come after which
+                side = svd.size_step(self._parts) // svd.SPATIAL_FACTOR
+                self._estimate(unet, (1, svd.LATENT_CHANNELS, side, side), halves, transfer, plan, weights)
+            before = transfer.moved
+            self._estimate(unet, self._latents, halves, transfer, plan, weights)
+            return transfer.moved - before
+
+        peak, moved = _peak(run)
+        if not plan.streamed:
+            moved -= self.unet_bytes  # the first step's
+        return peak, moved * 2 // halves if plan.streamed or plan.parked else 0
+
+    def _estimate(self, unet: Any, latents: tuple[int, ...], halves: int, transfer: Transfer, plan: UNetPlan, weights: Weights | None = None) -> None:
+        """A step of sampling."""
         import torch
 
-        unet: Any = self._skeleton("unet", self._dtype)
         with torch.device("meta"):
-            embedding, concat = torch.empty(1, 1, unet.config["cross_attention_dim"]), torch.empty(1, *self._latents[1:])
+            embedding, concat = torch.empty(1, 1, unet.config["cross_attention_dim"]), torch.empty(1, *latents[1:])
         conditioning = svd.Conditioning(embedding, concat, fps=6, motion_bucket=127, augmentation=0.02)
+        svd.estimator(unet, [conditioning] * halves, latents[0], transfer, plan, weights=weights)(torch.empty(latents, device="meta"), 1.0)
 
-        def run(transfer: Any) -> None:
-            x, *others = [torch.empty(self._latents, device="meta") for _ in range(4)]  # a solver holds the latents, their noise and what it remembers
-            halves = [conditioning] * (2 if plan.together else 1)  # in turn, the second takes what the first has left
-            estimates = svd.estimator(unet, halves, self._latents[0], transfer, plan)
-            for _ in range(2):  # from the second step on, the next weights are on their way meanwhile
-                estimates(x, 1.0)
-            del others
+    def _count_work(self) -> float:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
 
-        return _peak(run)
+        from ..lean.transfer import Transfer
 
-    def decode_peak(self, plan: DecodePlan) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            whole = UNetPlan(Pieces(2**62))  # in pieces, those that are alike would not be run
+            self._estimate(self._skeleton("unet"), self._latents, 1, Transfer(torch.device("meta")), whole)
+        return 2.0 * counter.get_total_flops()
+
+    def _trace_decoding(self, plan: DecodePlan) -> tuple[int, int]:
         import torch
 
         from ..lean.vae import decode
+        from ..vram.trace import TracedTransfer
 
-        vae: Any = self._skeleton("vae", self._dtype)
+        vae: Any = self._skeleton("vae")
         with torch.device("meta"):
-            latents, frames = torch.empty(self._latents), torch.empty(self._latents[0], self._size[1], self._size[0], 3)
-        return _peak(lambda transfer: decode(vae, latents, out_THW3=frames, transfer=transfer, plan=plan))
+            latents, frames = torch.empty(self._latents), torch.empty(self._latents[0], self.shape.height, self.shape.width, 3)
 
-    def encode_peak(self, on_host: bool) -> int:
+        def run(transfer: TracedTransfer) -> int:
+            decode(vae, latents, out_THW3=frames, transfer=transfer, plan=plan)
+            return transfer.moved
+
+        return _peak(run)
+
+    def _trace_encoding(self) -> int:
         import torch
 
+        from ..lean.transfer import Weights
         from ..lean.vae import encode_mode
 
-        if on_host:
-            return 0
-        encoder: Any = self._skeleton("image_encoder", self._dtype)
-        vae: Any = self._skeleton("vae", torch.float32)
+        encoder: Any = self._skeleton("image_encoder")
+        vae: Any = self._skeleton("vae", "fp32")
         with torch.device("meta"):
-            pixels = torch.empty(1, 3, encoder.config.image_size, encoder.config.image_size, dtype=self._dtype)
-            frame = torch.empty(1, 3, *reversed(self._size))
-        return max(
-            _bytes(encoder) + _peak(lambda _: encoder(pixels).image_embeds),
-            _bytes(vae.encoder) + _bytes(vae.quant_conv) + _peak(lambda _: encode_mode(vae, frame)),
-        )
+            pixels = torch.empty(1, 3, encoder.config.image_size, encoder.config.image_size, dtype=svd.dtype_of(self.shape.precision))
+            frame = torch.empty(1, 3, self.shape.height, self.shape.width)
 
-    def _skeleton(self, name: str, dtype: torch.dtype) -> nn.Module:
+        def look(transfer: Transfer) -> None:
+            with transfer.computing(), Weights(transfer, resident=True).stage((encoder,)):
+                _ = encoder(pixels).image_embeds
+
+        def encode(transfer: Transfer) -> None:
+            with transfer.computing(), Weights(transfer, resident=True).stage((vae.encoder, vae.quant_conv)):
+                encode_mode(vae, frame)
+
+        return max(_peak(look)[0], _peak(encode)[0])
+
+    def _skeleton(self, name: str, precision: svd.Precision | None = None) -> nn.Module:
         import torch
 
         # Not diffusers' own `to`, which warns of what it leaves undone.
-        return torch.nn.Module.to(self._parts[name].skeleton(), dtype=dtype).requires_grad_(False)
+        return torch.nn.Module.to(self._parts[name].skeleton(), dtype=svd.dtype_of(precision or self.shape.precision)).requires_grad_(False)
 
 
-def _peak(run: Callable[[Any], object]) -> int:
+Result = TypeVar("Result")
+
+
+def _peak(run: Callable[[Any], Result]) -> tuple[int, Result]:
     import torch
 
     from ..vram.trace import LiveBytes, TracedTransfer
 
     live = LiveBytes()
-    with torch.no_grad(), live:
-        run(TracedTransfer(live, torch.device("meta")))
-    return live.peak
+    with torch.no_grad():
+        result = run(TracedTransfer(live, torch.device("meta")))
+    return live.peak, result
 
 
-def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
+def _last(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest of 1..most that fits, given that what is smaller fits too; 0 when none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _more(size: float) -> str:
+    return f"{max(1, math.ceil(size / MIB))} MiB more"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=1)
+def _code() -> str:
+    """Changes with everything that a peak depends on beside the clip: the code that runs and the libraries under it."""
+    package = Path(__file__).parents[1]
+    sources = [*sorted((package / "lean").glob("*.py")), *sorted((package / "vram").glob("*.py")), *sorted((package / "models").glob("*.py"))]
+    digest = hashlib.sha256(" ".join(version(library) for library in ("torch", "diffusers", "transformers")).encode())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]

@@ -10,7 +10,6 @@ from .schedules import SIGMA_MAX, sigmas
 from .solvers import SOLVERS
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from .solvers import Denoiser
@@ -22,14 +21,13 @@ def sample(
     *,
     steps: int,
     seed: int,
-    device: torch.device,
     solver: str = "euler",
     schedule: str = "karras",
     start_T4hw: Tensor | None = None,
     strength: float = 1.0,
     on_step: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
 ) -> Tensor:
-    """Latents [T,4,h,w], float32 on the CPU.
+    """Latents [T,4,h,w], float32 on the CPU, as is everything between two calls of the denoiser.
 
     denoise   see `solvers`
     shape     (T, 4, h, w)
@@ -46,13 +44,13 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator)
 
     first = levels[0]
     whole = math.isclose(float(first), SIGMA_MAX, rel_tol=1e-5)  # from pure noise: the variance of clip and noise together
     x = noise() * (torch.sqrt(1 + first**2) if whole else first).item()
     if start_T4hw is not None:
-        x = x + start_T4hw.to(device, torch.float32)
+        x = x + start_T4hw.float()
     with torch.inference_mode():
         x = SOLVERS[solver](denoise, x, levels.tolist(), noise, lambda i, x0: on_step(i + 1, steps, x0))
     return x.float().cpu().clone()

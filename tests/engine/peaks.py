@@ -17,6 +17,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 def device_peak(run: Callable[[TracedTransfer], object], device: str) -> int:
     """Of a run with a transfer to a device that is pretended: weights that come to it count."""
-    with torch.no_grad(), LiveBytes() as live:
+    live = LiveBytes()
+    with torch.no_grad():
         run(TracedTransfer(live, torch.device(device)))
     return live.peak

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lean_video.checkpoints import inspect, open_svd
 from lean_video.cli import main
-from lean_video.models.svd import condition, decode_clip, sample_clip
+from lean_video.models import render
+from lean_video.models.render import condition, decode_clip, sample_clip
 from tests.engine.conftest import CPU, relative
 
 ROOT = Path(__file__).parents[2]
@@ -278,12 +279,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(mistake: str, tiny_file: Path, im
 
 
 def test_an_interrupt_ends_quietly_with_130(tiny_file: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lean_video.models import svd
 
     def interrupt(*args: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(svd, "sample_clip", interrupt)
+    monkeypatch.setattr(render, "sample_clip", interrupt)
     assert main(["render", str(tiny_file), str(image), str(tmp_path / "clip.mp4"), *QUICK]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -279,7 +279,7 @@ def first_input(**keywords: Any) -> tuple[Tensor, float]:
         seen.append((x.clone(), sigma))
         return x * 0
 
-    sample(record, SHAPE, **({"steps": 4, "seed": 7, "device": CPU} | keywords))
+    sample(record, SHAPE, **({"steps": 4, "seed": 7} | keywords))
     return seen[0]
 
 
@@ -293,11 +293,11 @@ def test_a_seed_gives_the_noise_of_torchs_own_generator_at_the_largest_sigma(sch
 
 def test_runs_neither_use_nor_move_the_global_random_state() -> None:
     before = torch.random.get_rng_state()
-    first = sample(gaussian, SHAPE, steps=4, seed=7, device=CPU, solver="euler_ancestral")
+    first = sample(gaussian, SHAPE, steps=4, seed=7, solver="euler_ancestral")
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(99)
-    assert torch.equal(first, sample(gaussian, SHAPE, steps=4, seed=7, device=CPU, solver="euler_ancestral"))
-    assert not torch.equal(first, sample(gaussian, SHAPE, steps=4, seed=8, device=CPU, solver="euler_ancestral"))
+    assert torch.equal(first, sample(gaussian, SHAPE, steps=4, seed=7, solver="euler_ancestral"))
+    assert not torch.equal(first, sample(gaussian, SHAPE, steps=4, seed=8, solver="euler_ancestral"))
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 0.75])
@@ -324,7 +324,7 @@ def test_strength_zero_returns_the_start_clip_untouched() -> None:
     def never(x: Tensor, sigma: float) -> Tensor:
         raise AssertionError
 
-    assert torch.equal(sample(never, SHAPE, steps=4, seed=0, device=CPU, start_T4hw=start, strength=0.0), start)
+    assert torch.equal(sample(never, SHAPE, steps=4, seed=0, start_T4hw=start, strength=0.0), start)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -336,7 +336,7 @@ def test_each_step_is_reported_with_the_estimate_of_the_clip(solver: str) -> Non
         seen.append((done, total))
         assert torch.equal(x0, image)
 
-    out = sample(lambda x, sigma: image, SHAPE, steps=5, seed=0, device=CPU, solver=solver, on_step=on_step)
+    out = sample(lambda x, sigma: image, SHAPE, steps=5, seed=0, solver=solver, on_step=on_step)
     assert seen == [(i + 1, 5) for i in range(5)]
     torch.testing.assert_close(out, image)
     assert not out.is_inference()
@@ -358,5 +358,5 @@ def test_a_cancel_stops_within_its_step(solver: str) -> None:
             raise Cancel
 
     with pytest.raises(Cancel):
-        sample(count, SHAPE, steps=50, seed=0, device=CPU, solver=solver, on_step=on_step)
+        sample(count, SHAPE, steps=50, seed=0, solver=solver, on_step=on_step)
     assert len(calls) <= (4 if solver == "heun" else 2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 from lean_video.checkpoints import open_svd
 from lean_video.errors import LeanVideoError
+from lean_video.lean.transfer import Arrival, Transfer, Weights
 from lean_video.lean.unet import LeanUNet
-from lean_video.models import svd
-from lean_video.models.residency import resident
-from lean_video.models.svd import Conditioning, SVDModel, condition, decode_clip, encode_clip, sample_clip
+from lean_video.models import render, svd
+from lean_video.models.render import condition, decode_clip, encode_clip, sample_clip
+from lean_video.models.svd import Conditioning, SVDModel
 from tests.engine.conftest import CPU, relative
 
 SCHEDULER = {  # as published with stabilityai/stable-video-diffusion-img2vid-xt
@@ -141,13 +144,13 @@ def test_clip_sees_the_whole_image_however_the_frame_is_cut(small: SVDModel) -> 
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What is given to the VAE's encoder."""
     seen: list[Tensor] = []
-    original = svd.lean_vae.encode_mode
+    original = render.lean_vae.encode_mode
 
     def spy(vae: Any, pixels: Tensor) -> Tensor:
         seen.append(pixels.clone())
         return original(vae, pixels)
 
-    monkeypatch.setattr(svd.lean_vae, "encode_mode", spy)
+    monkeypatch.setattr(render.lean_vae, "encode_mode", spy)
     return seen
 
 
@@ -369,16 +372,22 @@ def resting(module: nn.Module) -> dict[str, tuple[int, str]]:
     return {name: (tensor.data_ptr(), tensor.device.type) for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
-def test_weights_come_back_to_their_own_host_memory(small: SVDModel) -> None:
-    """On the meta device, which like a GPU takes a copy and frees it with the last reference."""
+def staged(*modules: nn.Module, device: str = "meta") -> AbstractContextManager[None]:
+    return Weights(Transfer(torch.device(device)), resident=True).stage(modules)
+
+
+def test_weights_are_on_the_device_only_while_they_are_used(small: SVDModel) -> None:
     encoder = small.image_encoder
     before = resting(encoder)
     buffers = {name: buffer.device.type for name, buffer in encoder.named_buffers()}
-    with resident(torch.device("meta"), small.vae.decoder):
+    with staged(small.vae.decoder):
         assert {p.device.type for p in small.vae.decoder.parameters()} == {"meta"}
         assert {p.device.type for p in small.vae.encoder.parameters()} == {"cpu"}
-    with resident(torch.device("cpu"), encoder):
+    with staged(encoder):
+        assert {tensor.device.type for tensor in encoder.state_dict().values()} == {"meta"}
+    with staged(encoder, device="cpu"):
         assert resting(encoder) == before
+    assert resting(encoder) == before
     assert buffers == {name: buffer.device.type for name, buffer in encoder.named_buffers()}
     assert {p.device.type for p in small.vae.decoder.parameters()} == {"cpu"}
 
@@ -386,21 +395,19 @@ def test_weights_come_back_to_their_own_host_memory(small: SVDModel) -> None:
 def test_weights_come_back_after_an_error(small: SVDModel) -> None:
     modules = (small.vae.decoder, small.unet)
     before = [resting(module) for module in modules]
-    with pytest.raises(KeyboardInterrupt), resident(torch.device("meta"), *modules):
+    with pytest.raises(KeyboardInterrupt), staged(*modules):
         raise KeyboardInterrupt
     assert [resting(module) for module in modules] == before
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
 def test_weights_come_back_when_the_device_is_full(small: SVDModel) -> None:
-    class Full(nn.Linear):
-        def _apply(self, *args: Any, **keywords: Any) -> Any:
-            if any("meta" in str(parameter.device) for parameter in small.vae.decoder.parameters()):
-                raise torch.OutOfMemoryError("full")
-            return super()._apply(*args, **keywords)
+    class Full(Transfer):
+        def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
+            raise torch.OutOfMemoryError("full")
 
     before = resting(small.vae.decoder)
-    with pytest.raises(torch.OutOfMemoryError), resident(torch.device("meta"), small.vae.decoder, cast("nn.Module", Full(2, 2))):
+    with pytest.raises(torch.OutOfMemoryError), Weights(Full(torch.device("meta")), resident=True).stage((small.vae.decoder,)):
         pass
     assert resting(small.vae.decoder) == before
 

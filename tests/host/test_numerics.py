@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lean_video.checkpoints import open_svd
 from lean_video.lean.transfer import Transfer
-from lean_video.models.svd import Conditioning, SVDModel, decode_clip, denoiser, encode_clip, sample_clip
+from lean_video.models.render import decode_clip, encode_clip, sample_clip
+from lean_video.models.svd import Conditioning, SVDModel, denoiser
 from lean_video.sampling import sigmas
 
 SCRIPT = Path(__file__).with_name("core_reference.py")
