@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +21,10 @@ from .errors import LeanVideoError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from .models.planning import Budget, Plan
+    from .models.svd import SVDModel
+    from .vram.meter import Measured
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--augmentation-seed", type=int, default=0)
     render.add_argument("--seed", type=int, default=0)
     render.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto")
+    render.add_argument(
+        "--budget",
+        type=_budget,
+        default=None,
+        help="device memory to stay within, such as 400MiB or 4GiB, or min or max; what is free on a GPU if not given. Says what is predicted and what was measured.",
+    )
     render.add_argument("--device", default=None, help="a torch device such as cpu, cuda:0 or mps; the best there is if not given")
     render.add_argument("--save-latents", type=Path, metavar="FILE.safetensors", default=None, help="also write the latents: `samples` [T,4,h,w] as in ComfyUI's LATENT")
     render.set_defaults(run=_render)
@@ -108,10 +118,10 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _budget(text: str) -> float:
-    """Bytes of a budget such as 400MiB, 4GiB, min or max."""
-    if text in ("min", "max"):
-        return 0.0 if text == "min" else math.inf
+def _budget(text: str) -> Budget:
+    """A budget such as 400MiB, 4GiB, min or max."""
+    if text == "min" or text == "max":
+        return text
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?)B", text.strip(), re.IGNORECASE)
     if found is None or float(found.group(1)) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no budget: give one such as 400MiB or 4GiB, or min or max")
@@ -123,7 +133,7 @@ def _plan(options: argparse.Namespace) -> int:
     from .checkpoints import open_svd
     from .checkpoints.published import PUBLISHED, published_parts
     from .models import svd
-    from .models.planning import MIB, plan_clip
+    from .models.planning import MIB
 
     if options.checkpoint in PUBLISHED:
         precision: svd.Precision = "fp16" if options.precision == "auto" else options.precision
@@ -131,15 +141,30 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         model = open_svd(Path(options.checkpoint), options.precision, device_type="cuda")
     width, height = svd.round_size(model, options.width, options.height)
-    plan = plan_clip(model.parts, model.precision, frames=options.frames, width=width, height=height, budget=options.budget)
+    plan = _planned(model, options.frames, width, height, options.budget, _gpu())
     if options.json:
-        chosen = {key: value for key, value in asdict(plan).items() if key != "peak"}
         size = {"frames": options.frames, "width": width, "height": height, "precision": model.precision}
-        print(json.dumps({"plan": {**size, **chosen}, "peak_mib": {phase: round(peak / MIB, 1) for phase, peak in plan.peak.items()}}, indent=2))
+        chosen = {key: value for key, value in asdict(plan).items() if key in ("encode_on_host", "sample", "decode")}
+        step = {"tflop": round(plan.step.work / 1e12, 3), "moved_mib": round(plan.step.moved / MIB, 1), "seconds": plan.step.seconds}
+        peaks = {phase: round(peak / MIB, 1) for phase, peak in plan.peak.items()}
+        print(json.dumps({"plan": {**size, **chosen}, "peak_mib": peaks, "step": step}, indent=2))
     else:
         print(f"{options.checkpoint}, {options.frames} frames of {width}x{height}, {model.precision}")
         print("\n".join(f"  {line}" for line in plan.describe()))
     return 0
+
+
+def _planned(model: SVDModel, frames: int, width: int, height: int, budget: Budget, device: torch.device | None) -> Plan:
+    """For a device that is here, or for any GPU. What is measured for it is kept in the user's cache folder."""
+    import platformdirs
+
+    from .models import planning, svd
+    from .vram.device import device_profile
+    from .vram.store import Store
+
+    store = Store(platformdirs.user_cache_path("lean_video", appauthor=False) / "planning.json")
+    profile = None if device is None else device_profile(device, svd.dtype_of(model.precision), store)
+    return planning.plan_clip(model.parts, model.precision, frames=frames, width=width, height=height, budget=budget, device=device, store=store, profile=profile)
 
 
 def _render(options: argparse.Namespace) -> int:
@@ -150,7 +175,10 @@ def _render(options: argparse.Namespace) -> int:
     image = _read_image(options.image)
 
     from .checkpoints import open_svd
+    from .lean.transfer import transfer_to
     from .models import render, svd
+    from .models.planning import MIB
+    from .vram.meter import Measured, measured
 
     device = _device(options.device)
     model = open_svd(options.checkpoint, options.precision, device_type=device.type)
@@ -159,41 +187,64 @@ def _render(options: argparse.Namespace) -> int:
     if size != (options.width, options.height):
         _say(f"Size rounded from {options.width}x{options.height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
 
-    conditioning = render.condition(
-        model,
-        image,
-        *size,
-        device=device,
-        resize=options.resize,
-        fps=options.fps,
-        motion_bucket=options.motion_bucket,
-        augmentation=options.augmentation,
-        augmentation_seed=options.augmentation_seed,
-        progress=_Bar("encode").update,
-    )
+    budget: Budget | None = options.budget
+    if budget is None and device.type == "cuda":
+        budget = 0
+    plan = None if budget is None else _planned(model, options.frames, *size, budget, device)
+    for line in plan.describe() if plan else ():
+        _say(line)
+
+    def watch() -> AbstractContextManager[Measured]:
+        return nullcontext(Measured(transfer_to(device))) if plan is None else measured(device)
+
+    with watch() as encoding:
+        conditioning = render.condition(
+            model,
+            image,
+            *size,
+            device=device,
+            resize=options.resize,
+            fps=options.fps,
+            motion_bucket=options.motion_bucket,
+            augmentation=options.augmentation,
+            augmentation_seed=options.augmentation_seed,
+            transfer=encoding.transfer,
+            on_host=plan is not None and plan.encode_on_host,
+            progress=_Bar("encode").update,
+            say=_say,
+        )
     for warning in svd.warnings(conditioning):
         _say(warning)
     bar = _Bar("sample")
     bar.update(0, options.steps)
-    latents = render.sample_clip(
-        model,
-        conditioning,
-        frames=options.frames,
-        steps=options.steps,
-        device=device,
-        solver=options.solver,
-        schedule=options.schedule,
-        guidance=tuple(options.guidance),
-        guidance_mode=options.guidance_mode,
-        seed=options.seed,
-        on_step=lambda done, total, x0: bar.update(done, total),
-    )
+    with watch() as sampling:
+        latents = render.sample_clip(
+            model,
+            conditioning,
+            frames=options.frames,
+            steps=options.steps,
+            device=device,
+            solver=options.solver,
+            schedule=options.schedule,
+            guidance=tuple(options.guidance),
+            guidance_mode=options.guidance_mode,
+            seed=options.seed,
+            transfer=sampling.transfer,
+            plan=plan and plan.sample,
+            on_step=lambda done, total, x0: bar.update(done, total),
+            say=_say,
+        )
     if options.save_latents is not None:
         _save_latents(latents, options.save_latents)
-    frames = render.decode_clip(model, latents, device=device, progress=_Bar("decode").update)
+    with watch() as decoding:
+        frames = render.decode_clip(model, latents, device=device, transfer=decoding.transfer, plan=plan and plan.decode, progress=_Bar("decode").update, say=_say)
     written = combine(frames, options.out, preset, options.fps, progress=_Bar("write").update)
     for note in written.notes:
         _say(note)
+    if plan is not None:
+        for phase, held in (("encode", encoding), ("sample", sampling), ("decode", decoding)):
+            peak = "not measured here" if held.peak is None else f"measured {held.peak / MIB:6.1f} MiB"
+            _say(f"{phase:<7} predicted {plan.peak[phase] / MIB:6.1f} MiB, {peak}")
     print(written.path)
     return 0
 
@@ -249,6 +300,12 @@ def _read_image(path: Path) -> Tensor:
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
         raise LeanVideoError(f"{path.name} is not an image that can be read: use a PNG, JPEG or WebP file.") from None
     return torch.from_numpy(pixels.copy()).float() / 255
+
+
+def _gpu() -> torch.device | None:
+    import torch
+
+    return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def _device(name: str | None) -> torch.device:

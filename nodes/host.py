@@ -99,13 +99,46 @@ def device() -> Any:
     return comfy.model_management.get_torch_device()
 
 
-def make_room() -> None:
-    """Asks ComfyUI to move other models off the GPU; on a CPU there is nothing to move."""
+def card() -> tuple[str, int | None]:
+    """Name of the device that ComfyUI computes on, and its memory in bytes; None for a CPU, whose memory is the host's."""
+    import comfy.model_management
+
+    name = str(comfy.model_management.get_torch_device_name(device()))
+    if device().type == "cpu":
+        return "the CPU", None
+    return name.removeprefix(f"{device()} ").partition(" : ")[0], int(comfy.model_management.get_total_memory(device()))
+
+
+def free_bytes() -> int | None:
+    """What a run may take of the device now: what is free, less what ComfyUI was told to leave to others. None for a CPU."""
+    import comfy.model_management
+
+    if device().type == "cpu":
+        return None
+    return int(comfy.model_management.get_free_memory(device())) - _reserved()
+
+
+def _reserved() -> int:
+    import comfy.model_management
+
+    extra = getattr(comfy.model_management, "extra_reserved_memory", None)
+    return 0 if extra is None else int(extra())
+
+
+def make_room(size: int) -> None:
+    """Asks ComfyUI to move other models off the GPU until `size` bytes and its reserve are free; on a CPU there is nothing to move."""
     import comfy.model_management
 
     if device().type != "cpu":
-        comfy.model_management.free_memory(1e30, device())
+        comfy.model_management.free_memory(size + _reserved(), device())
         comfy.model_management.soft_empty_cache()
+
+
+def user_folder() -> Path:
+    """Where the pack may keep what is worth keeping between runs."""
+    import folder_paths
+
+    return Path(folder_paths.user_directory) / "lean_video"
 
 
 def throw_if_interrupted() -> None:

@@ -15,6 +15,7 @@ from ..lean_video.models.images import RESIZE_MODES
 from ..lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS
 from . import host
 from .inputs import check_connected
+from .vram import BUDGET_INPUT, PLAN_INPUT, decode_plan, encode_on_host, sampling_plan
 
 CATEGORY = "Lean Video"
 MODEL, CONDITIONING = "SVD_MODEL", "SVD_CONDITIONING"
@@ -168,6 +169,7 @@ class SVDConditioning:
                 ),
                 "augmentation_seed": ("INT", {"default": 0, "min": 0, "max": _MAX_SEED, "tooltip": "Seed of that noise: the same seed gives the same clip."}),
             },
+            "optional": {"plan": PLAN_INPUT},
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
@@ -190,6 +192,7 @@ class SVDConditioning:
         motion_bucket: int,
         augmentation: float,
         augmentation_seed: int,
+        plan: object = None,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         check_connected(model=(model, svd.SVDModel, _LOADER), image=(image, torch.Tensor, "a node that gives images"))
@@ -197,8 +200,8 @@ class SVDConditioning:
             raise LeanVideoError("The image batch is empty: connect at least one image.")
         images = image[:1] if batch == _FIRST_IMAGE else image
         size = svd.round_size(model, width, height)
+        on_host = encode_on_host(model, *size, plan)
         device, progress = host.device(), host.progress()
-        host.make_room()
         clips = [
             render.condition(
                 model,
@@ -210,6 +213,8 @@ class SVDConditioning:
                 motion_bucket=motion_bucket,
                 augmentation=augmentation,
                 augmentation_seed=augmentation_seed,
+                on_host=on_host,
+                say=lambda text: host.note(unique_id, text),
                 progress=lambda done, total, i=i: progress(i * total + done, len(images) * total),
             )
             for i, picture in enumerate(images)
@@ -275,6 +280,8 @@ class TemporalSampler:
                     "FLOAT",
                     {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "With start latents: 0 leaves them as they are, 1 keeps almost nothing of them."},
                 ),
+                "plan": PLAN_INPUT,
+                "budget_mib": BUDGET_INPUT,
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
@@ -304,6 +311,8 @@ class TemporalSampler:
         seed: int,
         latents: dict[str, Any] | None = None,
         denoise: float = 1.0,
+        plan: object = None,
+        budget_mib: int = 0,
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         check_connected(model=(model, svd.SVDModel, _LOADER), conditioning=(conditioning, svd.Conditioning, "SVD Conditioning"))
@@ -317,7 +326,8 @@ class TemporalSampler:
         elif start is None and denoise < 1:
             notes.append("Denoise is below 1 but no start latents are connected: the clip is made from noise.")
         progress = host.sampling_progress(unique_id, conditioning.fps)
-        host.make_room()
+        height, width = (svd.SPATIAL_FACTOR * side for side in conditioning.latent_size)
+        chosen = sampling_plan(model, frames, width, height, budget_mib, plan)
         samples = render.sample_clip(
             model,
             conditioning,
@@ -331,6 +341,8 @@ class TemporalSampler:
             seed=seed,
             start_T4hw=start,
             strength=denoise,
+            plan=chosen,
+            say=lambda text: host.note(unique_id, text),
             on_step=lambda done, total, x0: progress(done, total, svd.preview(x0)),
             tick=host.throw_if_interrupted,
         )
@@ -351,13 +363,16 @@ class TemporalDecode:
             "required": {
                 "model": _MODEL_INPUT,
                 "latents": ("LATENT", {"tooltip": "A clip from the Temporal Sampler, or from ComfyUI's KSampler on an SVD model."}),
-            }
+            },
+            "optional": {"plan": PLAN_INPUT, "budget_mib": BUDGET_INPUT},
+            "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def run(self, model: svd.SVDModel, latents: dict[str, Any]) -> tuple[Any]:
+    def run(self, model: svd.SVDModel, latents: dict[str, Any], plan: object = None, budget_mib: int = 0, unique_id: str | None = None) -> tuple[Any]:
         check_connected(model=(model, svd.SVDModel, _LOADER), latents=(latents, dict, _LATENTS))
-        host.make_room()
-        return (render.decode_clip(model, latents["samples"], device=host.device(), progress=host.progress()),)
+        samples = latents["samples"]
+        chosen = decode_plan(model, *svd.check_latents(samples), budget_mib, plan)
+        return (render.decode_clip(model, samples, device=host.device(), plan=chosen, progress=host.progress(), say=lambda text: host.note(unique_id, text)),)
 
 
 class TemporalEncode:
@@ -382,11 +397,11 @@ class TemporalEncode:
         check_connected(model=(model, svd.SVDModel, _LOADER), images=(images, torch.Tensor, "a node that gives images"))
         if len(images) == 0:
             raise LeanVideoError("There are no frames to encode: connect at least one image.")
-        host.make_room()
         given = (images.shape[2], images.shape[1])
         size = svd.round_size(model, *given)
         notes = [] if size == given else [f"The frames were resized from {given[0]}x{given[1]} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}."]
-        samples = render.encode_clip(model, images, device=host.device(), progress=host.progress())
+        on_host = encode_on_host(model, *size, None)
+        samples = render.encode_clip(model, images, device=host.device(), on_host=on_host, progress=host.progress(), say=lambda text: host.note(unique_id, text))
         return _with_notes(unique_id, notes, {"samples": samples})
 
 

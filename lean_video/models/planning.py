@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ..errors import LeanVideoError
 from ..lean.pieces import Pieces
@@ -147,19 +147,13 @@ def plan_clip(
         free = free_bytes(device)
         budget = "max" if free is None else max(1, free)
     clip = Clip(parts, precision, frames, width, height, store or Store(), 0 if profile is None else profile.workspace)
-    try:
-        sample, (sample_peak, moved) = _fastest(sampling_plans(device), clip.sample, clip.unet_bytes, budget)
-        decode, (decode_peak, _) = _fastest(decode_plans(device), clip.decode, 0, budget)
-    except _TooLargeError as error:
-        raise LeanVideoError(
-            f"{clip} takes at least {error.least / MIB:.0f} MiB, {_more(error.least - error.budget)} than the budget of {error.budget / MIB:.0f} MiB: {clip.what_fits(device, error.budget)}."
-        ) from None
+    sample, decode = clip.fit_sampling(device, budget), clip.fit_decoding(device, budget)
     encode_peak = clip.encode_peak()
     encode_on_host = budget == "min" or (budget != "max" and encode_peak > float(budget))
-    peak = {"encode": 0 if encode_on_host else encode_peak, "sample": sample_peak, "decode": decode_peak}
+    peak = {"encode": 0 if encode_on_host else encode_peak, "sample": sample.peak, "decode": decode.peak}
     work = clip.work()
-    seconds = None if profile is None else max(work / profile.flops, moved / profile.copied)
-    return Plan(clip.shape, encode_on_host, sample, decode, peak, Step(work, moved, seconds))
+    seconds = None if profile is None else max(work / profile.flops, sample.moved / profile.copied)
+    return Plan(clip.shape, encode_on_host, sample.plan, decode.plan, peak, Step(work, sample.moved, seconds))
 
 
 def does_not_fit(model: svd.SVDModel, frames: int, width: int, height: int, device: torch.device, store: Store | None = None) -> LeanVideoError:
@@ -183,32 +177,39 @@ def network_id(parts: Mapping[str, Part]) -> str:
     return _digest({name: [part.kind, dict(part.config)] for name, part in parts.items()})
 
 
+@dataclass(frozen=True)
+class Fit(Generic[Candidate]):
+    """A plan of one phase, bytes that it holds at most, and bytes that it moves: in a step of sampling, or in all of a decode."""
+
+    plan: Candidate
+    peak: int
+    moved: int
+
+
 class _TooLargeError(Exception):
     def __init__(self, least: int, budget: float) -> None:
         super().__init__()
         self.least, self.budget = least, budget
 
 
-def _fastest(plans: Sequence[Candidate], cost: Callable[[Candidate], tuple[int, int]], weights: int, budget: Budget) -> tuple[Candidate, tuple[int, int]]:
-    """The first plan within the budget, and its cost: its peak and what it moves. Each plan takes less than the one before it, so they are bisected.
+def _fastest(plans: Sequence[Candidate], cost: Callable[[Candidate], tuple[int, int]], least: Callable[[Candidate], int], budget: Budget) -> Fit[Candidate]:
+    """The first plan within the budget. Each takes less than the one before it, so they are bisected.
 
-    weights: bytes that a plan which does not stream them takes at least.
+    least: bytes that a plan cannot do without; what they rule out need not be traced.
     """
     if budget == "min":
-        return plans[-1], cost(plans[-1])
+        return Fit(plans[-1], *cost(plans[-1]))
     limit = math.inf if budget == "max" else float(budget)
-    plans = [plan for plan in plans if plan.streamed or weights <= limit]
-    costs = {0: cost(plans[0])}
-    if costs[0][0] <= limit:
-        return plans[0], costs[0]
-    low, high = 1, len(plans)
+    possible = [plan for plan in plans if least(plan) <= limit] or [plans[-1]]
+    costs: dict[int, tuple[int, int]] = {}
+    low, high, middle = 0, len(possible), 0  # the first is what most budgets are large enough for
     while low < high:
-        middle = (low + high) // 2
-        costs[middle] = cost(plans[middle])
+        costs[middle] = cost(possible[middle])
         low, high = (low, middle) if costs[middle][0] <= limit else (middle + 1, high)
-    if low == len(plans):
+        middle = (low + high) // 2
+    if low == len(possible):
         raise _TooLargeError(costs[low - 1][0], limit)
-    return plans[low], costs[low]
+    return Fit(possible[low], *costs[low])
 
 
 class Clip:
@@ -217,10 +218,27 @@ class Clip:
     def __init__(self, parts: Mapping[str, Part], precision: svd.Precision, frames: int, width: int, height: int, store: Store | None = None, workspace: int = 0) -> None:
         self.shape = Shape(network_id(parts), precision, frames, width, height)
         self._parts, self._store, self._workspace = parts, store or Store(), workspace
+        self._skeletons: dict[tuple[str, svd.Precision], nn.Module] = {}
         self._latents = frames, svd.LATENT_CHANNELS, height // svd.SPATIAL_FACTOR, width // svd.SPATIAL_FACTOR
 
     def __str__(self) -> str:
         return f"A clip of {self.shape}"
+
+    def fit_sampling(self, device: torch.device, budget: Budget) -> Fit[UNetPlan]:
+        """The fastest way to sample within a budget. Raises LeanVideoError when there is none, saying how much is missing and what would fit."""
+        return self._fit(device, budget, lambda: _fastest(sampling_plans(device), self.sample, self._least_of_sampling, budget))
+
+    def fit_decoding(self, device: torch.device, budget: Budget) -> Fit[DecodePlan]:
+        """The same for decoding."""
+        return self._fit(device, budget, lambda: _fastest(decode_plans(device), self.decode, self._least_of_decoding, budget))
+
+    def _fit(self, device: torch.device, budget: Budget, choose: Callable[[], Fit[Candidate]]) -> Fit[Candidate]:
+        try:
+            return choose()
+        except _TooLargeError as error:
+            raise LeanVideoError(
+                f"{self} takes at least {error.least / MIB:.0f} MiB, {_more(error.least - error.budget)} than the budget of {error.budget / MIB:.0f} MiB: {self.what_fits(device, error.budget)}."
+            ) from None
 
     def sample(self, plan: UNetPlan) -> tuple[int, int]:
         """Bytes that sampling holds at most, and bytes that a guided step moves between host and device."""
@@ -241,8 +259,16 @@ class Clip:
         (work,) = self._stored("work", lambda: [self._count_work()])
         return work
 
+    def _least_of_sampling(self, plan: UNetPlan) -> int:
+        return 0 if plan.streamed else self._unet_bytes
+
+    def _least_of_decoding(self, plan: DecodePlan) -> int:
+        """The clip at full size, in the decoder's narrowest layer."""
+        elements = self.shape.frames * self.shape.width * self.shape.height * int(self._parts["vae"].config["block_out_channels"][0])
+        return 0 if plan.parked else elements * svd.dtype_of(self.shape.precision).itemsize
+
     @property
-    def unet_bytes(self) -> int:
+    def _unet_bytes(self) -> int:
         (size,) = self._stored("unet", lambda: [sum(tensor.nbytes for tensor in step_weights(self._skeleton("unet")))])
         return int(size)
 
@@ -251,6 +277,7 @@ class Clip:
 
         def fits(frames: int, width: int, height: int) -> bool:
             clip = Clip(self._parts, self.shape.precision, frames, width, height, self._store, self._workspace)
+            clip._skeletons = self._skeletons
             return clip.sample(sampling_plans(device)[-1])[0] <= budget and clip.decode(decode_plans(device)[-1])[0] <= budget
 
         frames, width, height = self.shape.frames, self.shape.width, self.shape.height
@@ -291,7 +318,7 @@ class Clip:
 
         peak, moved = _peak(run)
         if not plan.streamed:
-            moved -= self.unet_bytes  # the first step's
+            moved -= self._unet_bytes  # the first step's
         return peak, moved * 2 // halves if plan.streamed or plan.parked else 0
 
     def _estimate(self, unet: Any, latents: tuple[int, ...], halves: int, transfer: Transfer, plan: UNetPlan, weights: Weights | None = None) -> None:
@@ -305,14 +332,13 @@ class Clip:
 
     def _count_work(self) -> float:
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
 
         from ..lean.transfer import Transfer
+        from ..vram.trace import Work
 
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            whole = UNetPlan(Pieces(2**62))  # in pieces, those that are alike would not be run
-            self._estimate(self._skeleton("unet"), self._latents, 1, Transfer(torch.device("meta")), whole)
-        return 2.0 * counter.get_total_flops()
+        with torch.no_grad(), Work() as work:
+            self._estimate(self._skeleton("unet"), self._latents, 1, Transfer(torch.device("meta")), UNetPlan(Pieces(2**62)))
+        return 2.0 * work.operations
 
     def _trace_decoding(self, plan: DecodePlan) -> tuple[int, int]:
         import torch
@@ -355,8 +381,11 @@ class Clip:
     def _skeleton(self, name: str, precision: svd.Precision | None = None) -> nn.Module:
         import torch
 
-        # Not diffusers' own `to`, which warns of what it leaves undone.
-        return torch.nn.Module.to(self._parts[name].skeleton(), dtype=svd.dtype_of(precision or self.shape.precision)).requires_grad_(False)
+        key = name, precision or self.shape.precision
+        if key not in self._skeletons:
+            # Not diffusers' own `to`, which warns of what it leaves undone.
+            self._skeletons[key] = torch.nn.Module.to(self._parts[name].skeleton(), dtype=svd.dtype_of(key[1])).requires_grad_(False)
+        return self._skeletons[key]
 
 
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from ..sampling import guidance_scale, guide, is_guided, sample
 from ..vram.ladder import Ladder, OutOfPlansError, is_device_lost, is_out_of_memory
 from . import planning
 from .images import check_image, clip_pixels, fit
-from .svd import LATENT_CHANNELS, MIN_STRENGTH, SPATIAL_FACTOR, Conditioning, Progress, SVDModel, check_clip, check_steps, estimator, round_size
+from .svd import LATENT_CHANNELS, MIN_STRENGTH, SPATIAL_FACTOR, Conditioning, Progress, SVDModel, check_clip, check_latents, check_steps, estimator, round_size
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ def condition(
     augmentation: float = 0.02,
     augmentation_seed: int = 0,
     transfer: Transfer | None = None,
+    on_host: bool = False,
     progress: Progress = _silent,
     say: Say = _mute,
 ) -> Conditioning:
@@ -64,6 +65,7 @@ def condition(
     image_HWC     [H,W,1, 3 or 4], 0..1; transparency is composited on black
     device        where CLIP and the VAE's encoder run; the host does, when memory runs out there
     transfer      how tensors reach the device; default, as suits it
+    on_host       they run on the host whatever the device
     resize        "crop", "pad" or "stretch": how the image meets the clip's shape; CLIP always sees the whole image
     augmentation  standard deviation of the noise added to the image in [-1,1]; its seed makes it reproducible
 
@@ -76,14 +78,17 @@ def condition(
     frame = fit(image_1CHW, width, height, resize) * 2 - 1
     if augmentation > 0:
         frame = frame + augmentation * torch.randn(frame.shape, generator=torch.Generator().manual_seed(augmentation_seed))
-    embedding = _on(transfer or transfer_to(device), partial(_look, model, image_1CHW), say)
+    place = _place(device, transfer, on_host)
+    embedding = _on(place, partial(_look, model, image_1CHW), say)
     progress(1, 2)
-    latents = _on(transfer or transfer_to(device), partial(_encode, model, lambda _: frame, 1, _silent), say)
+    latents = _on(place, partial(_encode, model, lambda _: frame, 1, _silent), say)
     progress(2, 2)
     return Conditioning(embedding, latents, fps, motion_bucket, augmentation)
 
 
-def encode_clip(model: SVDModel, frames_THWC: Tensor, *, device: torch.device, transfer: Transfer | None = None, progress: Progress = _silent, say: Say = _mute) -> Tensor:
+def encode_clip(
+    model: SVDModel, frames_THWC: Tensor, *, device: torch.device, transfer: Transfer | None = None, on_host: bool = False, progress: Progress = _silent, say: Say = _mute
+) -> Tensor:
     """Latents [T,4,h,w], as ComfyUI's LATENT, of a clip [T,H,W,C] 0..1, resized to the nearest size the UNet can take.
 
     The start clip of video to video.
@@ -94,7 +99,13 @@ def encode_clip(model: SVDModel, frames_THWC: Tensor, *, device: torch.device, t
     def picture(index: int) -> Tensor:
         return fit(check_image(frames_THWC[index]), width, height, "stretch") * 2 - 1
 
-    return _on(transfer or transfer_to(device), partial(_encode, model, picture, len(frames_THWC), progress), say)
+    return _on(_place(device, transfer, on_host), partial(_encode, model, picture, len(frames_THWC), progress), say)
+
+
+def _place(device: torch.device, transfer: Transfer | None, on_host: bool) -> Transfer:
+    import torch
+
+    return Transfer(torch.device("cpu")) if on_host else transfer or transfer_to(device)
 
 
 def _look(model: SVDModel, image_1CHW: Tensor, transfer: Transfer) -> Tensor:
@@ -233,10 +244,7 @@ def decode_clip(
     """
     import torch
 
-    if latents_T4hw.ndim != 4 or latents_T4hw.shape[1] != LATENT_CHANNELS or 0 in latents_T4hw.shape:
-        raise LeanVideoError(f"Latents of shape {list(latents_T4hw.shape)} are not an SVD clip: [frames, {LATENT_CHANNELS}, height/8, width/8] is.")
-    clip = len(latents_T4hw), latents_T4hw.shape[3] * SPATIAL_FACTOR, latents_T4hw.shape[2] * SPATIAL_FACTOR
-    check_clip(*clip)
+    clip = check_latents(latents_T4hw)
     if not bool(torch.isfinite(latents_T4hw).all()):
         raise LeanVideoError("The latents hold NaN or infinity, so no frame can be decoded: sample again in fp32 or bf16.")
     carrier = transfer or transfer_to(device)

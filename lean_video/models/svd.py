@@ -142,6 +142,15 @@ def check_clip(frames: int, width: int, height: int) -> None:
         raise LeanVideoError(f"A clip of {frames} frames of {width}x{height} is too large: at this size ask for at most {MAX_CLIP_PIXELS // (width * height)} frames.")
 
 
+def check_latents(latents_T4hw: Tensor) -> tuple[int, int, int]:
+    """Frames, width and height in pixels of the clip. Raises LeanVideoError for latents of another shape than SVD's, or too many."""
+    if latents_T4hw.ndim != 4 or latents_T4hw.shape[1] != LATENT_CHANNELS or 0 in latents_T4hw.shape:
+        raise LeanVideoError(f"Latents of shape {list(latents_T4hw.shape)} are not an SVD clip: [frames, {LATENT_CHANNELS}, height/8, width/8] is.")
+    clip = len(latents_T4hw), latents_T4hw.shape[3] * SPATIAL_FACTOR, latents_T4hw.shape[2] * SPATIAL_FACTOR
+    check_clip(*clip)
+    return clip
+
+
 def denoiser(unet: Any, conditioning: Conditioning, frames: int, transfer: Transfer, plan: UNetPlan | None = None, tick: Callable[[], None] = lambda: None) -> Denoiser:
     """SVD's network as a denoiser `(x_T4hw, sigma) -> x0_T4hw` in float32. Arguments as of `estimator`."""
     estimates = estimator(unet, [conditioning], frames, transfer, plan, tick)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..lean.transfer import Arrival, Transfer
 
@@ -137,6 +138,21 @@ class LiveBytes(TorchDispatchMode):
     def _died(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
         del self._deaths[key]
+
+
+class Work(LiveBytes):
+    """Adds up floating-point operations as well, by torch's own formulas. On meta, loops over pieces do not run all of them: trace whole clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        formula: Any = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 class TracedTransfer(Transfer):
