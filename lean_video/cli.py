@@ -119,9 +119,11 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _budget(text: str) -> Budget:
-    """A budget such as 400MiB, 4GiB, min or max."""
+    """A budget such as 400MiB, 4GiB, min or max, or 0 for what is free."""
     if text == "min" or text == "max":
         return text
+    if text == "0":
+        return 0
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]i?)B", text.strip(), re.IGNORECASE)
     if found is None or float(found.group(1)) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no budget: give one such as 400MiB or 4GiB, or min or max")

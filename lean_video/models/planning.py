@@ -309,16 +309,14 @@ class Clip:
 
         def run(transfer: TracedTransfer) -> int:
             weights = Weights(transfer, resident=not plan.streamed)
-            if plan.streamed:  # on a clip as small as can be, to learn which weights come after which
-                side = svd.size_step(self._parts) // svd.SPATIAL_FACTOR
-                self._estimate(unet, (1, svd.LATENT_CHANNELS, side, side), halves, transfer, plan, weights)
+            # First on a clip as small as can be: from the second step on, weights that stay are there, and the next ones of those that do not are known.
+            side = svd.size_step(self._parts) // svd.SPATIAL_FACTOR
+            self._estimate(unet, (1, svd.LATENT_CHANNELS, side, side), halves, transfer, plan, weights)
             before = transfer.moved
             self._estimate(unet, self._latents, halves, transfer, plan, weights)
             return transfer.moved - before
 
         peak, moved = _peak(run)
-        if not plan.streamed:
-            moved -= self._unet_bytes  # the first step's
         return peak, moved * 2 // halves if plan.streamed or plan.parked else 0
 
     def _estimate(self, unet: Any, latents: tuple[int, ...], halves: int, transfer: Transfer, plan: UNetPlan, weights: Weights | None = None) -> None:
@@ -361,6 +359,7 @@ class Clip:
 
         from ..lean.transfer import Weights
         from ..lean.vae import encode_mode
+        from ..vram.trace import AttentionKernels
 
         encoder: Any = self._skeleton("image_encoder")
         vae: Any = self._skeleton("vae", "fp32")
@@ -376,7 +375,8 @@ class Clip:
             with transfer.computing(), Weights(transfer, resident=True).stage((vae.encoder, vae.quant_conv)):
                 encode_mode(vae, frame)
 
-        return max(_peak(look)[0], _peak(encode)[0])
+        with AttentionKernels():
+            return max(_peak(look)[0], _peak(encode)[0])
 
     def _skeleton(self, name: str, precision: svd.Precision | None = None) -> nn.Module:
         import torch

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..lean.transfer import Arrival, Transfer
+from ..lean.transformer import attend
 
 
 def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -153,6 +156,15 @@ class Work(LiveBytes):
         if formula is not None:
             self.operations += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+class AttentionKernels(TorchFunctionMode):
+    """Inside the block, attention on the meta device takes what it takes on real ones, also in modules that are not ours."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention and args[0].is_meta:
+            return attend(*args[:3])
+        return func(*args, **(kwargs or {}))
 
 
 class TracedTransfer(Transfer):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ CPU = torch.device("cpu")
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 WriteHeader = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder of this session's programs."""
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    for variable in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME") if sys.platform == "darwin" else ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        patch.setenv(variable, str(folder))
+    yield folder
+    patch.undo()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lean_video.checkpoints import inspect, open_svd
 from lean_video.cli import main
-from lean_video.models import render
+from lean_video.models import planning, render
 from lean_video.models.render import condition, decode_clip, sample_clip
 from tests.engine.conftest import CPU, relative
 
@@ -74,7 +75,7 @@ def test_plan_prints_what_each_phase_takes(tiny_file: Path, capsys: pytest.Captu
     [
         (["--budget", "1KiB"], "more than the budget"),
         (["--budget", "-4GiB"], "expected one argument"),
-        (["--budget", "0"], "no budget"),
+        (["--budget", "0MiB"], "no budget"),
         (["--budget", "lots"], "no budget"),
         (["--frames", "0"], "0 frames"),
         (["--width", "0"], "size"),
@@ -86,6 +87,16 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(arguments: list[str], says
     assert out == ""
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_what_was_planned_is_kept_in_the_users_cache_folder(tiny_file: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["plan", str(tiny_file), "--width", "64", "--height", "128", "--frames", "3"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert list(cache_folder.rglob("planning.json"))
+    monkeypatch.setattr(planning, "_peak", lambda run: pytest.fail("traced again"))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
 
 
 # inspect
@@ -276,6 +287,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(mistake: str, tiny_file: Path, im
     assert lines[0].startswith("lean_video: ")
     assert message in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("budget", ["min", "6MiB", "max"])
+def test_a_render_keeps_its_budget_and_tells_what_it_held(
+    budget: str, tiny_file: Path, image: Path, tmp_path: Path, expected: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "latents.safetensors"
+    assert main(["render", str(tiny_file), str(image), str(tmp_path / "clip.mp4"), *QUICK, "--budget", budget, "--save-latents", str(saved)]) == 0
+    assert relative(load_file(saved)["samples"], expected[0]) < 1e-5
+    told = re.findall(r"(\w+) +predicted +([\d.]+) MiB, measured +([\d.]+) MiB", capsys.readouterr().err)
+    assert [phase for phase, *_ in told] == ["encode", "sample", "decode"]
+    for _, predicted, measured in told:
+        assert float(measured) == pytest.approx(float(predicted), rel=0.05, abs=0.1)
+        if budget == "6MiB":
+            assert float(measured) <= 6
+
+
+def test_a_render_within_too_small_a_budget_is_refused_before_anything_is_made(tiny_file: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", str(tiny_file), str(image), str(tmp_path / "clip.mp4"), *QUICK, "--budget", "1KiB"]) == 2
+    assert "more than the budget of 0 MiB" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_ends_quietly_with_130(tiny_file: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
