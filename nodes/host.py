@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..lean_video.errors import LeanVideoError
+from ..lean_video.lean.transfer import Weights
 
 log = logging.getLogger("lean_video")
 
@@ -132,6 +135,56 @@ def make_room(size: int) -> None:
     if device().type != "cpu":
         comfy.model_management.free_memory(size + _reserved(), device())
         comfy.model_management.soft_empty_cache()
+
+
+def weights_may_stay() -> bool:
+    """Whether weights may stay on the device between runs, until ComfyUI needs their place: not when the user asked for little to lie there."""
+    import comfy.model_management as management
+
+    smart = not getattr(management, "DISABLE_SMART_MEMORY", False)
+    return device().type != "cpu" and smart and management.vram_state in (management.VRAMState.NORMAL_VRAM, management.VRAMState.HIGH_VRAM)
+
+
+class Kept:
+    """Weights of ours that stay on the device: to ComfyUI a loaded model like any other, which it counts, and unloads when it needs the place.
+
+    It disappears from ComfyUI's list with this object.
+    """
+
+    def __init__(self, weights: Weights, size: int) -> None:
+        """`size` is what the weights will take, in bytes."""
+        import comfy.model_management
+        import comfy.model_patcher
+
+        self.weights = weights
+        self._stand_in = _StandIn(weights)
+        self._patcher = comfy.model_patcher.ModelPatcher(self._stand_in, load_device=device(), offload_device=comfy.model_management.unet_offload_device(), size=size)
+
+    def load(self, beside: int) -> None:
+        """Has ComfyUI make room for the weights and `beside` bytes more, and list them."""
+        import comfy.model_management
+
+        comfy.model_management.load_models_gpu([self._patcher], memory_required=beside)
+
+    def settle(self) -> None:
+        """Tells ComfyUI what lies on the device after a run."""
+        self._stand_in.model_loaded_weight_memory = self.weights.held_bytes
+
+
+class _StandIn(torch.nn.Module):
+    """What ComfyUI moves about in place of the weights."""
+
+    model_loaded_weight_memory: int  # the name that ComfyUI reads
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self._held = weights
+
+    def to(self, *args: Any, **keywords: Any) -> _StandIn:
+        device = keywords.get("device", args[0] if args else None)
+        if device is not None and torch.device(device) != self._held.transfer.device:
+            self._held.drop()
+        return self
 
 
 def user_folder() -> Path:

@@ -15,7 +15,7 @@ from ..lean_video.models.images import RESIZE_MODES
 from ..lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS
 from . import host
 from .inputs import check_connected
-from .vram import BUDGET_INPUT, PLAN_INPUT, decode_plan, encode_on_host, sampling_plan
+from .vram import BUDGET_INPUT, PLAN_INPUT, decode_plan, encode_on_host, sampling
 
 CATEGORY = "Lean Video"
 MODEL, CONDITIONING = "SVD_MODEL", "SVD_CONDITIONING"
@@ -327,25 +327,27 @@ class TemporalSampler:
             notes.append("Denoise is below 1 but no start latents are connected: the clip is made from noise.")
         progress = host.sampling_progress(unique_id, conditioning.fps)
         height, width = (svd.SPATIAL_FACTOR * side for side in conditioning.latent_size)
-        chosen = sampling_plan(model, frames, width, height, budget_mib, plan)
-        samples = render.sample_clip(
-            model,
-            conditioning,
-            frames=frames,
-            steps=steps,
-            device=host.device(),
-            solver=solver,
-            schedule=schedule,
-            guidance=(guidance_min, guidance_max),
-            guidance_mode=guidance_mode,
-            seed=seed,
-            start_T4hw=start,
-            strength=denoise,
-            plan=chosen,
-            say=lambda text: host.note(unique_id, text),
-            on_step=lambda done, total, x0: progress(done, total, svd.preview(x0)),
-            tick=host.throw_if_interrupted,
-        )
+        with sampling(model, frames, width, height, budget_mib, plan) as how:
+            samples = render.sample_clip(
+                model,
+                conditioning,
+                frames=frames,
+                steps=steps,
+                device=host.device(),
+                solver=solver,
+                schedule=schedule,
+                guidance=(guidance_min, guidance_max),
+                guidance_mode=guidance_mode,
+                seed=seed,
+                start_T4hw=start,
+                strength=denoise,
+                transfer=how.transfer,
+                plan=how.plan,
+                weights=how.weights,
+                say=lambda text: host.note(unique_id, text),
+                on_step=lambda done, total, x0: progress(done, total, svd.preview(x0)),
+                tick=host.throw_if_interrupted,
+            )
         return _with_notes(unique_id, notes, {"samples": samples})
 
 

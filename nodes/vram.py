@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from ..lean_video.errors import LeanVideoError
-from ..lean_video.lean.unet import UNetPlan
+from ..lean_video.lean.transfer import Transfer, Weights, transfer_to
+from ..lean_video.lean.unet import UNetPlan, step_weights
 from ..lean_video.lean.vae import DecodePlan
 from ..lean_video.models import planning, svd
 from ..lean_video.models.planning import MIB, Budget, Clip, Fit, Plan
@@ -35,18 +38,63 @@ PLAN_INPUT = (PLAN, {"tooltip": "From a VRAM Plan for this model and size; budge
 Candidate = TypeVar("Candidate", UNetPlan, DecodePlan)
 
 
-def sampling_plan(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, plan: object) -> UNetPlan | None:
-    """The plan to sample under, with room made for it; None on a CPU that was given no budget. Raises LeanVideoError when none fits."""
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: the plan, and the weights that stay on the device after the run, if they do."""
+
+    plan: UNetPlan | None
+    kept: host.Kept | None
+
+    @property
+    def weights(self) -> Weights | None:
+        return None if self.kept is None else self.kept.weights
+
+    @property
+    def transfer(self) -> Transfer | None:
+        return None if self.kept is None else self.kept.weights.transfer
+
+
+@contextmanager
+def sampling(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, plan: object) -> Generator[Sampling]:
+    """How to sample, with room made for it; on a CPU that was given no budget, there is nothing to plan. Raises LeanVideoError when no plan fits."""
+    kept: host.Kept | None = model.kept.get("unet")
     if plan is not None:
-        return _given(plan, model, frames, width, height, "sample").sample
-    return _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_sampling(host.device(), budget))
+        given = _given(plan, model, frames, width, height)
+        chosen = Fit(given.sample, given.peak["sample"], 0)
+    else:
+        held = (lambda: 0) if kept is None else (lambda: kept.weights.held_bytes)
+        chosen = _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_sampling(host.device(), budget), held)
+    if chosen is None:
+        yield Sampling(None, None)
+        return
+    if chosen.plan.streamed or not host.weights_may_stay():
+        if kept is not None:
+            kept.weights.drop()
+            del model.kept["unet"]
+        host.make_room(chosen.peak)
+        yield Sampling(chosen.plan, None)
+        return
+    size = sum(tensor.nbytes for tensor in step_weights(model.unet))
+    if kept is None:
+        kept = model.kept["unet"] = host.Kept(Weights(transfer_to(host.device()), resident=True), size)
+    kept.load(beside=chosen.peak - size)
+    try:
+        yield Sampling(chosen.plan, kept)
+    finally:
+        kept.settle()
 
 
 def decode_plan(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, plan: object) -> DecodePlan | None:
-    """The same for decoding."""
+    """The plan to decode under, with room made for it; None on a CPU that was given no budget. Raises LeanVideoError when none fits."""
     if plan is not None:
-        return _given(plan, model, frames, width, height, "decode").decode
-    return _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_decoding(host.device(), budget))
+        given = _given(plan, model, frames, width, height)
+        host.make_room(given.peak["decode"])
+        return given.decode
+    chosen = _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_decoding(host.device(), budget))
+    if chosen is None:
+        return None
+    host.make_room(chosen.peak)
+    return chosen.plan
 
 
 def encode_on_host(model: svd.SVDModel, width: int, height: int, plan: object) -> bool:
@@ -66,24 +114,22 @@ def encode_on_host(model: svd.SVDModel, width: int, height: int, plan: object) -
     return free is not None and peak > free
 
 
-def _given(plan: object, model: svd.SVDModel, frames: int, width: int, height: int, phase: str) -> Plan:
+def _given(plan: object, model: svd.SVDModel, frames: int, width: int, height: int) -> Plan:
     check_connected(plan=(plan, Plan, "a VRAM Plan"))
     assert isinstance(plan, Plan)
     plan.check(model, frames, width, height)
-    host.make_room(plan.peak[phase])
     return plan
 
 
-def _chosen(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, fit: Callable[[Clip, Budget], Fit[Candidate]]) -> Candidate | None:
+def _chosen(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, fit: Callable[[Clip, Budget], Fit[Candidate]], held: int = 0) -> Fit[Candidate] | None:
+    """`held` tells how many bytes of the device are the phase's own already."""
     _check_budget(budget_mib)
     if budget_mib == 0 and host.device().type == "cpu":
         return None
     svd.check_clip(frames, width, height)
     store, profile = _known(model)
     clip = Clip(model.parts, model.precision, frames, width, height, store, profile.workspace)
-    chosen = fit(clip, budget_mib * MIB or _free(lambda: fit(clip, "max").peak))
-    host.make_room(chosen.peak)
-    return chosen.plan
+    return fit(clip, budget_mib * MIB or _free(lambda: fit(clip, "max").peak, held))
 
 
 def _known(model: svd.SVDModel) -> tuple[Store, DeviceProfile]:
@@ -91,12 +137,15 @@ def _known(model: svd.SVDModel) -> tuple[Store, DeviceProfile]:
     return store, device_profile(host.device(), model.dtype, store)
 
 
-def _free(wanted: Callable[[], int]) -> Budget:
+def _free(wanted: Callable[[], int], held: Callable[[], int] = lambda: 0) -> Budget:
     """What is free on the device once other models have made room for what is wanted; "max" where that is not limited."""
-    if host.free_bytes() is None:
+    free = host.free_bytes()
+    if free is None:
         return "max"
-    host.make_room(wanted())
-    return max(1, host.free_bytes() or 0)
+    if free + held() < (size := wanted()):
+        host.make_room(size - held())
+        free = host.free_bytes() or 0
+    return max(1, free + held())
 
 
 def _check_budget(budget_mib: int) -> None:

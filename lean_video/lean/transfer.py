@@ -90,7 +90,7 @@ class Weights:
     """
 
     def __init__(self, transfer: Transfer, *, resident: bool) -> None:
-        self._transfer = transfer
+        self.transfer = transfer
         self._resident = resident
         self._kept: dict[Stage, list[Tensor]] = {}
         self._staged: dict[Stage, Sequence[Tensor]] = {}
@@ -130,15 +130,15 @@ class Weights:
             self._next[self._last] = modules
         self._last = modules
         if not self._resident and modules not in self._staged:
-            self._staged[modules] = self._transfer.stage_on_host(host)
-        arrive = self._coming.pop(modules, None) or self._transfer.fetch(self._staged.get(modules, host))
+            self._staged[modules] = self.transfer.stage_on_host(host)
+        arrive = self._coming.pop(modules, None) or self.transfer.fetch(self._staged.get(modules, host))
         self._coming.clear()
         tensors = arrive()
         if self._resident:
             self._kept[modules] = tensors
         elif modules in self._next and self._next[modules] != modules:
             following = self._next[modules]
-            self._coming[following] = self._transfer.fetch(self._staged[following])
+            self._coming[following] = self.transfer.fetch(self._staged[following])
         return tensors
 
 

@@ -48,6 +48,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 class SVDModel:
     """An SVD checkpoint whose components are opened on first use and live as long as this object.
 
+    kept is for what is to live as long as the model.
     version is "svd" (trained on 14 frames) or "svd_xt" (25), told from the file's name or a diffusers configuration.
     """
 
@@ -56,6 +57,7 @@ class SVDModel:
     layout: Literal["single file", "diffusers folder"]
     precision: Precision
     parts: Mapping[str, Part]
+    kept: dict[str, Any] = field(default_factory=dict[str, Any], repr=False, compare=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict[str, "nn.Module"], repr=False, compare=False)
 
     @property
