@@ -75,7 +75,8 @@ class Worker:
         return json.loads(line)
 
     def wait(self) -> None:
-        self._process.wait()
+        if self._process.wait():
+            raise SystemExit("A worker failed at its end: see above.")
 
 
 @contextmanager
