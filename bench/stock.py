@@ -38,9 +38,9 @@ def estimator(unet: Any, conditionings: Sequence[Conditioning], frames: int, dev
     def estimates(x_T4hw: Tensor, sigma: float) -> Tensor:
         c_in = 1 / math.sqrt(sigma**2 + 1)
         c_noise = torch.tensor(0.25 * math.log(sigma), device=device)
-        x_BT8hw = torch.cat([(x_T4hw * c_in).to(dtype).expand(len(conditionings), -1, -1, -1, -1), concat_BT4hw], dim=2)
+        x_BT8hw = torch.cat([(x_T4hw * c_in).to(device, dtype).expand(len(conditionings), -1, -1, -1, -1), concat_BT4hw], dim=2)
         v_BT4hw = unet(x_BT8hw, c_noise, encoder_hidden_states=embedding_B1D, added_time_ids=added_ids_B3, return_dict=False)[0]
-        return x_T4hw / (sigma**2 + 1) - v_BT4hw.float() * sigma * c_in
+        return x_T4hw / (sigma**2 + 1) - v_BT4hw.to(x_T4hw.device).float() * sigma * c_in
 
     return estimates
 

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import gc
 import itertools
-import math
 import os
 import platform
 import statistics
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from lean_video.lean.transfer import Transfer
-    from lean_video.models.planning import Plan
+    from lean_video.models.planning import Budget, Plan
     from lean_video.models.svd import Precision, SVDModel
 
 GIB = 1024 * MIB
@@ -72,16 +71,16 @@ class Job:
     sampled: tuple[Clip, ...]
     decoded: tuple[Clip, ...]
     offloaded: Clip
-    budgets: dict[str, float]
+    budgets: dict[str, Budget]
     steps: int = 4
     decodes: int = 3
     rounds: int = 2
 
 
 SQUARE, LONG, WIDE = Clip(24, 512, 512), Clip(48, 512, 512), Clip(25, 1024, 576)
-FULL = Job("full", "fp16", (SQUARE, LONG, WIDE), (SQUARE, WIDE), SQUARE, {"max": math.inf, "4 GiB": 4 * GIB, "2 GiB": 2 * GIB, "min": 0.0})
+FULL = Job("full", "fp16", (SQUARE, LONG, WIDE), (SQUARE, WIDE), SQUARE, {"max": "max", "4 GiB": 4 * GIB, "2 GiB": 2 * GIB, "min": "min"})
 TINY_CLIP = Clip(5, 192, 128)
-TINY = Job("small", "fp32", (TINY_CLIP,), (TINY_CLIP,), TINY_CLIP, {"max": math.inf, "32 MiB": 32 * MIB, "min": 0.0}, steps=3, decodes=2, rounds=1)
+TINY = Job("small", "fp32", (TINY_CLIP,), (TINY_CLIP,), TINY_CLIP, {"max": "max", "32 MiB": 32 * MIB, "min": "min"}, steps=3, decodes=2, rounds=1)
 
 
 # The machine that is measured
@@ -356,12 +355,12 @@ def _describe(plan: Any) -> str:
 def _sampling(job: Job, clip: Clip, model: SVDModel, machine: Machine, plan: Any) -> Run:
     import stock
 
-    from lean_video.models import svd
+    from lean_video.models import render
 
     conditioning, _ = stock.guidance_pair(model.unet.config.cross_attention_dim, clip.width, clip.height)
 
     def run(transfer: Transfer, on_step: Callable[[], None]) -> None:
-        svd.sample_clip(model, conditioning, frames=clip.frames, steps=job.steps, device=machine.device, transfer=transfer, plan=plan, on_step=lambda done, total, x0: on_step())
+        render.sample_clip(model, conditioning, frames=clip.frames, steps=job.steps, device=machine.device, transfer=transfer, plan=plan, on_step=lambda done, total, x0: on_step())
 
     return run
 
@@ -379,7 +378,7 @@ def _stock_sampling(job: Job, clip: Clip, unet: Any, machine: Machine, *, comes_
     def run(transfer: Transfer, on_step: Callable[[], None]) -> None:
         with Weights(transfer, resident=True).stage(() if comes_by_itself else (unet,)):
             denoise = guide(stock.estimator(unet, pair, clip.frames, machine.device), scale)
-            sample(denoise, clip.latents, steps=job.steps, seed=0, device=machine.device, on_step=lambda done, total, x0: on_step())
+            sample(denoise, clip.latents, steps=job.steps, seed=0, on_step=lambda done, total, x0: on_step())
 
     return run
 
@@ -400,14 +399,14 @@ def _latents(clip: Clip) -> torch.Tensor:
 
 
 def _decoding(job: Job, clip: Clip, model: SVDModel, machine: Machine, plan: Any) -> Run:
-    from lean_video.models import svd
+    from lean_video.models import render
 
     latents = _latents(clip)
     _ = model.vae  # opened here, outside the watch
 
     def run(transfer: Transfer, on_decode: Callable[[], None]) -> None:
         for _ in range(job.decodes):
-            svd.decode_clip(model, latents, device=machine.device, transfer=transfer, plan=plan)
+            render.decode_clip(model, latents, device=machine.device, transfer=transfer, plan=plan)
             on_decode()
 
     return run
