@@ -164,7 +164,7 @@ class PretendedCard:
     def __init__(self) -> None:
         import torch
 
-        self.device, self.name = torch.device("cpu"), "No card: a CPU, where what tensors hold is counted, also what a card would leave on the host"
+        self.device, self.name = torch.device("cpu"), "No card: a CPU, where what tensors hold is counted"
 
     @contextmanager
     def watch(self) -> Generator[tuple[Transfer, Peaks]]:
@@ -172,8 +172,7 @@ class PretendedCard:
 
         gc.collect()
         peaks, live = Peaks(), LiveBytes()
-        with live:
-            yield TracedTransfer(live, self.device), peaks
+        yield TracedTransfer(live, self.device), peaks
         peaks.allocated = live.peak
 
     def now(self) -> float:
@@ -376,7 +375,7 @@ def _stock_sampling(job: Job, clip: Clip, unet: Any, machine: Machine, *, comes_
     scale = guidance_scale("linear", clip.frames, 1.0, 3.0)
 
     def run(transfer: Transfer, on_step: Callable[[], None]) -> None:
-        with Weights(transfer, resident=True).stage(() if comes_by_itself else (unet,)):
+        with transfer.computing(), Weights(transfer, resident=True).stage(() if comes_by_itself else (unet,)):
             denoise = guide(stock.estimator(unet, pair, clip.frames, machine.device), scale)
             sample(denoise, clip.latents, steps=job.steps, seed=0, on_step=lambda done, total, x0: on_step())
 
@@ -420,7 +419,7 @@ def _stock_decoding(job: Job, clip: Clip, model: SVDModel) -> Run:
     latents, vae = _latents(clip), model.vae
 
     def run(transfer: Transfer, on_decode: Callable[[], None]) -> None:
-        with Weights(transfer, resident=True).stage((vae.decoder,)):
+        with transfer.computing(), Weights(transfer, resident=True).stage((vae.decoder,)):
             for _ in range(job.decodes):
                 stock.decode(vae, latents.to(transfer.device, model.dtype))
                 on_decode()
