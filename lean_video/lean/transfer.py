@@ -51,7 +51,8 @@ class CudaTransfer(Transfer):
         self._copies = torch.cuda.Stream(device)
 
     def stage_on_host(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [tensor.pin_memory() for tensor in weights]
+        pinned = [_pinned(tensor.shape, tensor.dtype) for tensor in weights]
+        return [tensor if page_locked is None else page_locked.copy_(tensor) for tensor, page_locked in zip(weights, pinned, strict=True)]
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
         computing = torch.cuda.current_stream(self.device)
@@ -70,12 +71,22 @@ class CudaTransfer(Transfer):
         return arrive
 
     def park(self, x: Tensor) -> Tensor:
-        parked = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        parked = _pinned(x.shape, x.dtype)
+        if parked is None:
+            return x.to("cpu")
         self._copies.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._copies):
             parked.copy_(x, non_blocking=True)
         x.record_stream(self._copies)  # its memory is not given away before the copy is done
         return parked
+
+
+def _pinned(shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+    """Page-locked host memory, from and to which copies go beside the computation; None when the system has no more of it to give."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return None
 
 
 def transfer_to(device: torch.device) -> Transfer:

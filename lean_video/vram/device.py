@@ -108,7 +108,6 @@ def _copied(device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    backend: Any = getattr(torch, device.type, None)
+    if hasattr(backend, "synchronize"):
+        backend.synchronize()

@@ -70,5 +70,6 @@ def is_device_lost(error: BaseException) -> bool:
 def release() -> None:
     """Gives back what nothing refers to any more, so that the next plan finds it free."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for backend in (torch.cuda, getattr(torch, "xpu", None), torch.mps if torch.backends.mps.is_available() else None):
+        if backend is not None and (backend is torch.mps or backend.is_available()):
+            backend.empty_cache()
