@@ -21,12 +21,11 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -37,11 +36,12 @@ TABLE = Path(__file__).with_suffix(".md")
 for folder in (ROOT / "scripts", ROOT):
     sys.path.insert(0, str(folder))
 
+from turns import MIB, Turns, Worker, call, cores, memory, other_load, paired_ratio, say, versions, worker  # noqa: E402
+
 OURS, SAME, FOLDER = "ours", "diffusers, our modules", "diffusers, its loader"
 SIDES = (OURS, SAME, FOLDER)
 TIME_GOAL, MEMORY_GOAL, IMPORT_GOAL_S = 1.02, 1.0, 0.3
 HEAVY = ("torch", "diffusers", "transformers", "kornia", "av", "huggingface_hub")
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,14 @@ QUICK = (Job("tiny", 14, 256, 5, 1), Job("mid", 14, 256, 4, 1), Job("mid", 6, 12
 # Sampling, in the worker process
 
 
-def worker(side: str, checkpoint: Path, job: Job) -> None:
+def take_steps(side: str, checkpoint: Path, job: Job) -> None:
     """Loads a model, says so on stdout, takes one step for each line on stdin and reports each as a line of JSON."""
     import torch
     from safetensors.torch import save_file
 
     from lean_video.checkpoints import open_svd
 
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints stays out of the way
+    turns = Turns()
     model = open_svd(checkpoint, "fp32")
     # Both sides hold all three components, as a real run does; only the UNet's weights are read.
     vae, encoder = model.vae, model.image_encoder
@@ -89,22 +88,17 @@ def worker(side: str, checkpoint: Path, job: Job) -> None:
     for weights in unet.parameters():
         weights.sum()  # brings memory-mapped pages in, so that the baseline counts them for every side
     gc.collect()
-    loaded, started = _memory("VmRSS"), (0.0, 0.0)
-
-    def wait() -> None:
-        nonlocal started
-        sys.stdin.readline()
-        started = time.perf_counter(), time.process_time()
+    loaded = memory("VmRSS")
 
     def on_step(done: int) -> None:
-        out.write(json.dumps({"wall": time.perf_counter() - started[0], "cpu": time.process_time() - started[1]}) + "\n")
+        turns.done()
         if done < job.steps:
-            wait()
+            turns.wait()
 
-    out.write("{}\n")
-    wait()
+    turns.answer()
+    turns.wait()
     latents = run(on_step)
-    out.write(json.dumps({"loaded": loaded, "peak": _memory("VmHWM")}) + "\n")
+    turns.answer(loaded=loaded, peak=memory("VmHWM"))
     save_file({"samples": latents}, sys.argv[-1])
 
 
@@ -175,12 +169,6 @@ def _theirs(unet: Any, vae: Any, encoder: Any, embedding: Any, image_latents: An
     return run
 
 
-def _memory(key: str) -> int:
-    """A figure of this process from /proc, in bytes. VmHWM, its peak, is free of what the parent process had (ru_maxrss is not)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(rf"{key}:\s+(\d+) kB", status).group(1)) * 1024  # type: ignore[union-attr]
-
-
 def prepare(size: str, checkpoint: Path) -> None:
     """Writes a checkpoint, and its UNet once more as diffusers keeps it; prints the number of the UNet's parameters."""
     from make_checkpoint import SIZES, write_checkpoint
@@ -209,67 +197,33 @@ class Run:
 def measure(job: Job, scratch: Path) -> tuple[int, list[dict[str, Run]], float]:
     """(UNet parameters, the runs of each repeat by side, largest relative difference between the clips of our modules on both sides)."""
     checkpoint = scratch / f"{job.size}.safetensors"
-    prepared = _python("--prepare", job.size, str(checkpoint))
+    prepared = call(__file__, "--prepare", job.size, str(checkpoint))
     repeats: list[dict[str, Run]] = []
     difference = 0.0
     for number in range(job.repeats):
         say(f"{job.size}: repeat {number + 1} of {job.repeats}")
         with ExitStack() as stack:
-            processes = {side: stack.enter_context(_worker(side, checkpoint, job, scratch / f"{SIDES.index(side)}.safetensors")) for side in SIDES}
+            workers = {side: stack.enter_context(_worker(side, checkpoint, job, scratch / f"{SIDES.index(side)}.safetensors")) for side in SIDES}
             runs = {side: Run() for side in SIDES}
-            for process in processes.values():
-                _answer(process)
+            for process in workers.values():
+                process.answer()
             for step in range(job.steps):
                 for i in range(len(SIDES)):
                     side = SIDES[(i + step + number) % len(SIDES)]
-                    taken = _step(processes[side])
+                    taken = workers[side].step()
                     runs[side].wall.append(taken["wall"])
                     runs[side].cpu.append(taken["cpu"])
-            for side, process in processes.items():
-                memory = _answer(process)
-                runs[side].peak, runs[side].loaded = memory["peak"], memory["loaded"]
+            for side, process in workers.items():
+                held = process.answer()
+                runs[side].peak, runs[side].loaded = held["peak"], held["loaded"]
                 process.wait()
         repeats.append(runs)
-        difference = max(difference, float(_python("--compare", str(scratch / "0.safetensors"), str(scratch / "1.safetensors"))))
+        difference = max(difference, float(call(__file__, "--compare", str(scratch / "0.safetensors"), str(scratch / "1.safetensors"))))
     return int(prepared), repeats, difference
 
 
-@contextmanager
-def _worker(side: str, checkpoint: Path, job: Job, result: Path) -> Iterator[subprocess.Popen[str]]:
-    arguments = ["--worker", side, str(checkpoint), job.size, *map(str, (job.frames, job.pixels, job.steps)), str(result)]
-    process = subprocess.Popen([sys.executable, __file__, *arguments], env=_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _step(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return _answer(process)
-
-
-def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit("A worker ended early: see above.")
-    return json.loads(line)
-
-
-def _python(*arguments: str, python: Path | str = sys.executable, cwd: Path | None = None) -> str:
-    """The last line that this script prints when called so."""
-    done = subprocess.run([str(python), __file__, *arguments], env=_env(), cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    return done.stdout.strip().splitlines()[-1]
-
-
-def _env() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+def _worker(side: str, checkpoint: Path, job: Job, result: Path) -> AbstractContextManager[Worker]:
+    return worker(__file__, "--worker", side, str(checkpoint), job.size, *map(str, (job.frames, job.pixels, job.steps)), str(result))
 
 
 def compare(ours: Path, theirs: Path) -> None:
@@ -301,17 +255,15 @@ def sampling_table(jobs: tuple[Job, ...], scratch: Path) -> list[str]:
             ]
             ratios = [""] * 4
             if side != OURS:
-                ratios = [f"{ratio:.3f}" for ratio in (_paired(wall, side), _paired(cpu, side), peak[OURS] / peak[side], above[OURS] / above[side])]
+                ratios = [
+                    f"{ratio:.3f}" for ratio in (paired_ratio(wall[OURS], wall[side]), paired_ratio(cpu[OURS], cpu[side]), peak[OURS] / peak[side], above[OURS] / above[side])
+                ]
                 say(f"{job.size}, {clip}, ours against {side}: time {ratios[0]}, CPU time {ratios[1]}, RSS {ratios[2]}, above the loaded model {ratios[3]}")
             cells = " | ".join(f"{value} | {ratio}" for value, ratio in zip(values, ratios, strict=True))
             lines.append(f"| {job.size}, {parameters / 1e6:.1f}M | {clip} | {side} | {cells} |")
         count = f"{len(wall[OURS])} timed steps a side in {job.repeats} {'run' if job.repeats == 1 else 'runs'}"
         notes.append(f"{job.size}, {clip}: {count}; with the same modules, our final latents differ from diffusers' by {difference:.1e} (relative L2).")
     return [*lines, "", *(f"- {note}" for note in notes)]
-
-
-def _paired(steps: dict[str, list[float]], side: str) -> float:
-    return statistics.median(ours / theirs for ours, theirs in zip(steps[OURS], steps[side], strict=True))
 
 
 # Start-up
@@ -333,7 +285,7 @@ def startup_table(repeats: int, scratch: Path) -> list[str]:
             whole = time.perf_counter() - begun
             printed = re.findall(rf"(\d+\.\d+) seconds:.*{PACK}", server.log_text())
         program, flags = (base, []) if (base / "main.py").exists() else (host.path, ["--base-directory", str(base)])
-        probes = [json.loads(_python("--import", str(program), str(base / "custom_nodes" / PACK), *flags, python=host.python, cwd=base)) for _ in range(repeats + 1)][1:]
+        probes = [json.loads(call(__file__, "--import", str(program), str(base / "custom_nodes" / PACK), *flags, python=host.python, cwd=base)) for _ in range(repeats + 1)][1:]
         seconds = [probe["seconds"] for probe in probes]
         heavy = sorted({name for probe in probes for name in probe["heavy"]})
         alone = f"{statistics.median(seconds):.3f} ({min(seconds):.3f}, {max(seconds):.3f})"
@@ -341,7 +293,7 @@ def startup_table(repeats: int, scratch: Path) -> list[str]:
         lines.append(
             f"| {host.version} | {probes[0]['python']} | {whole:.1f} | {', '.join(printed)} | {alone} | {statistics.median(probe['cpu'] for probe in probes):.3f} | {', '.join(heavy) or 'none'} |"
         )
-    without = json.loads(_python("--import", "", str(ROOT)))
+    without = json.loads(call(__file__, "--import", "", str(ROOT)))
     lines += ["", f"- Imported without any ComfyUI, the pack loads of {', '.join(HEAVY)}: {', '.join(without['heavy']) or 'none'}."]
     return lines
 
@@ -375,26 +327,17 @@ def import_pack(program: str, pack: Path, flags: list[str]) -> None:
 # The file
 
 
-def machine() -> str:
-    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores ({cpu.group(1) if cpu else platform.machine()}), {ram:.0f} GiB RAM, no GPU used"
-
-
 def document(jobs: tuple[Job, ...], repeats: int, command: str) -> str:
-    from importlib.metadata import version
-
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="lean-video-bench-") as name:
         sampling = sampling_table(jobs, Path(name))
         startup = startup_table(repeats, Path(name))
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers", "transformers"))
     return "\n".join(
         [
             "# Overhead",
             "",
-            f"{date.today().isoformat()}, {machine()}. Python {platform.python_version()}, {versions}. Made by `{command}`.",
-            f"Load average as it began: {load:.1f}{'' if load < 0.5 else ' (other programs were running; times are better measured on a quiet machine)'}.",
+            f"{date.today().isoformat()}, {cores()}, no GPU used. Python {platform.python_version()}, {versions('torch', 'diffusers', 'transformers')}. Made by `{command}`.",
+            other_load(load),
             "",
             "## Sampling against diffusers' StableVideoDiffusionPipeline",
             "",
@@ -419,10 +362,6 @@ def document(jobs: tuple[Job, ...], repeats: int, command: str) -> str:
     )
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about five minutes: fewer steps and repeats")
@@ -439,7 +378,7 @@ def main() -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["--worker", side, checkpoint, size, frames, pixels, steps, _]:
-            worker(side, Path(checkpoint), Job(size, int(frames), int(pixels), int(steps), 1))
+            take_steps(side, Path(checkpoint), Job(size, int(frames), int(pixels), int(steps), 1))
         case ["--prepare", size, checkpoint]:
             prepare(size, Path(checkpoint))
         case ["--compare", ours, theirs]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from .pieces import Repeats
 from .transfer import Transfer
 
 
@@ -77,7 +78,10 @@ class ParkedClip:
         self.chunk_positions = chunk_positions
         for x_FCHW in chunks:
             self.frame_shape, self.dtype = tuple(x_FCHW.shape[1:]), x_FCHW.dtype
-            self._blocks += [{span.start: transfer.park(x_CP[:, span]) for span in self.spans()} for x_CP in x_FCHW.flatten(2)]
+            for x_CP in x_FCHW.flatten(2):
+                as_before = self._blocks and x_FCHW.is_meta  # there, one frame stands for all
+                self._blocks.append(dict(self._blocks[-1]) if as_before else {span.start: transfer.park(x_CP[:, span]) for span in self.spans()})
+                del x_CP
             del x_FCHW
 
     @property
@@ -101,8 +105,14 @@ class ParkedClip:
     def drain(self) -> Iterator[Tensor]:
         """The frames in order on the device, [1,C,H,W]; the clip lets go of each as it is handed out."""
         self._blocks.reverse()
+        repeats = Repeats(self.device, self.frames)
         while self._blocks:
-            x_1CP = torch.cat(self._transfer.fetch(list(self._blocks.pop().values()))(), dim=1)[None]
+            blocks = self._blocks.pop()
+            if repeats(1):
+                yield torch.empty(1, *self.frame_shape, dtype=self.dtype, device=self.device)
+                continue
+            x_1CP = torch.cat(self._transfer.fetch(list(blocks.values()))(), dim=1)[None]
+            del blocks
             yield x_1CP.unflatten(2, self.frame_shape[1:])
             del x_1CP
 

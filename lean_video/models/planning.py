@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -206,7 +207,7 @@ def _fastest(plans: Sequence[Candidate], cost: Callable[[Candidate], tuple[int, 
     while low < high:
         costs[middle] = cost(possible[middle])
         low, high = (low, middle) if costs[middle][0] <= limit else (middle + 1, high)
-        middle = (low + high) // 2
+        middle = (low + high - 1) // 2
     if low == len(possible):
         raise _TooLargeError(costs[low - 1][0], limit)
     return Fit(possible[low], *costs[low])
@@ -260,12 +261,22 @@ class Clip:
         return work
 
     def _least_of_sampling(self, plan: UNetPlan) -> int:
-        return 0 if plan.streamed else self._unet_bytes
+        """The weights, and the skip connections of the halves that go abreast."""
+        return (0 if plan.streamed else self._unet_bytes) + (0 if plan.parked else self._skip_bytes * (2 if plan.together else 1))
 
     def _least_of_decoding(self, plan: DecodePlan) -> int:
         """The clip at full size, in the decoder's narrowest layer."""
         elements = self.shape.frames * self.shape.width * self.shape.height * int(self._parts["vae"].config["block_out_channels"][0])
         return 0 if plan.parked else elements * svd.dtype_of(self.shape.precision).itemsize
+
+    @property
+    def _skip_bytes(self) -> int:
+        config, (frames, _, height, width) = self._parts["unet"].config, self._latents
+        widths = config["block_out_channels"]
+        levels = [[widths[0]] + [widths[0]] * config["layers_per_block"]]  # the first convolution's, then each level's: its resnets', and what halved it
+        levels += [[previous] + [width] * config["layers_per_block"] for previous, width in pairwise(widths)]
+        elements = sum(channels * (height >> level) * (width >> level) for level, skips in enumerate(levels) for channels in skips)
+        return frames * elements * svd.dtype_of(self.shape.precision).itemsize
 
     @property
     def _unet_bytes(self) -> int:

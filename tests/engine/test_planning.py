@@ -120,6 +120,8 @@ def test_each_plan_takes_less_than_the_one_before_it() -> None:
     """The choice relies on it."""
     for size in ((24, 512, 512), (4, 1024, 576)):
         clip = planning.Clip(published_parts(), "fp16", *size)
+        assert all(clip._least_of_sampling(plan) < clip.sample(plan)[0] for plan in sampling_plans(GPU))
+        assert all(clip._least_of_decoding(plan) < clip.decode(plan)[0] for plan in decode_plans(GPU))
         for peaks in ([clip.sample(plan)[0] for plan in sampling_plans(GPU)], [clip.decode(plan)[0] for plan in decode_plans(GPU)]):
             assert peaks == sorted(peaks, reverse=True)
 
