@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,19 +123,23 @@ def free_bytes() -> int | None:
 
 
 def _reserved() -> int:
-    import comfy.model_management
+    """Bytes of the device that ComfyUI leaves alone when it is told exactly how much a model takes."""
+    import comfy.model_management as management
+    from comfy.cli_args import args
 
-    extra = getattr(comfy.model_management, "extra_reserved_memory", None)
-    return 0 if extra is None else int(extra())
+    if not hasattr(management, "extra_reserved_memory"):  # the version of 2024 has no other margin, nor a flag for it
+        return int(management.minimum_inference_memory())
+    return int(management.extra_reserved_memory() + getattr(args, "vram_headroom", 0) * 2**30)
 
 
-def make_room(size: int) -> None:
-    """Asks ComfyUI to move other models off the GPU until `size` bytes and its reserve are free; on a CPU there is nothing to move."""
-    import comfy.model_management
+def make_room(size: int, keep: Kept | None = None) -> None:
+    """Asks ComfyUI to move other models than `keep` off the GPU until `size` bytes and its reserve are free; on a CPU there is nothing to move."""
+    import comfy.model_management as management
 
     if device().type != "cpu":
-        comfy.model_management.free_memory(size + _reserved(), device())
-        comfy.model_management.soft_empty_cache()
+        kept = [] if keep is None else keep.listed()
+        management.free_memory(size + _reserved(), device(), keep_loaded=kept)
+        management.soft_empty_cache()
 
 
 def weights_may_stay() -> bool:
@@ -148,42 +153,55 @@ def weights_may_stay() -> bool:
 class Kept:
     """Weights of ours that stay on the device: to ComfyUI a loaded model like any other, which it counts, and unloads when it needs the place.
 
-    It disappears from ComfyUI's list with this object.
+    It disappears from ComfyUI's list with this object; in the version of 2024, when the next prompt starts.
     """
 
     def __init__(self, weights: Weights, size: int) -> None:
         """`size` is what the weights will take, in bytes."""
-        import comfy.model_management
-        import comfy.model_patcher
+        from comfy.model_patcher import ModelPatcher
 
         self.weights = weights
-        self._stand_in = _StandIn(weights)
-        self._patcher = comfy.model_patcher.ModelPatcher(self._stand_in, load_device=device(), offload_device=comfy.model_management.unet_offload_device(), size=size)
+        self._size = size
+        # They are unloaded to where they are, the host. What ComfyUI would name with --highvram is the GPU: nothing would ever leave it.
+        self._patcher = ModelPatcher(LeanVideoWeights(weights), load_device=device(), offload_device=torch.device("cpu"), size=size)
 
     def load(self, beside: int) -> None:
         """Has ComfyUI make room for the weights and `beside` bytes more, and list them."""
         import comfy.model_management
 
+        # The version of 2024 makes none for a model that it has listed, and ours may have been dropped since.
+        make_room(self._size - self.weights.held_bytes + beside, keep=self)
         comfy.model_management.load_models_gpu([self._patcher], memory_required=beside)
 
-    def settle(self) -> None:
-        """Tells ComfyUI what lies on the device after a run."""
-        self._stand_in.model_loaded_weight_memory = self.weights.held_bytes
+    def listed(self) -> list[Any]:
+        """ComfyUI's entries for these weights: one, or none when they are unloaded."""
+        import comfy.model_management
+
+        return [entry for entry in comfy.model_management.current_loaded_models if entry.model is self._patcher]
 
 
-class _StandIn(torch.nn.Module):
-    """What ComfyUI moves about in place of the weights."""
-
-    model_loaded_weight_memory: int  # the name that ComfyUI reads
+class LeanVideoWeights(torch.nn.Module):
+    """What ComfyUI moves about in place of the weights, and names in its log. It does not hold them, so that they are gone with their model."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self._held = weights
+        self._weights = weakref.ref(weights)
 
-    def to(self, *args: Any, **keywords: Any) -> _StandIn:
+    @property
+    def model_loaded_weight_memory(self) -> int:
+        """What ComfyUI reads as the bytes on the device."""
+        weights = self._weights()
+        return 0 if weights is None else weights.held_bytes
+
+    @model_loaded_weight_memory.setter
+    def model_loaded_weight_memory(self, value: int) -> None:
+        """ComfyUI's own count is that of modules inside, of which there are none."""
+
+    def to(self, *args: Any, **keywords: Any) -> LeanVideoWeights:
         device = keywords.get("device", args[0] if args else None)
-        if device is not None and torch.device(device) != self._held.transfer.device:
-            self._held.drop()
+        weights = self._weights()
+        if weights is not None and device is not None and torch.device(device) != weights.transfer.device:
+            weights.drop()
         return self
 
 

@@ -62,15 +62,13 @@ def sampling(model: svd.SVDModel, frames: int, width: int, height: int, budget_m
         given = _given(plan, model, frames, width, height)
         chosen = Fit(given.sample, given.peak["sample"], 0)
     else:
-        held = (lambda: 0) if kept is None else (lambda: kept.weights.held_bytes)
-        chosen = _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_sampling(host.device(), budget), held)
+        chosen = _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_sampling(host.device(), budget), kept)
     if chosen is None:
         yield Sampling(None, None)
         return
     if chosen.plan.streamed or not host.weights_may_stay():
-        if kept is not None:
-            kept.weights.drop()
-            del model.kept["unet"]
+        kept = None
+        model.kept.pop("unet", None)
         host.make_room(chosen.peak)
         yield Sampling(chosen.plan, None)
         return
@@ -78,10 +76,7 @@ def sampling(model: svd.SVDModel, frames: int, width: int, height: int, budget_m
     if kept is None:
         kept = model.kept["unet"] = host.Kept(Weights(transfer_to(host.device()), resident=True), size)
     kept.load(beside=chosen.peak - size)
-    try:
-        yield Sampling(chosen.plan, kept)
-    finally:
-        kept.settle()
+    yield Sampling(chosen.plan, kept)
 
 
 def decode_plan(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, plan: object) -> DecodePlan | None:
@@ -121,15 +116,17 @@ def _given(plan: object, model: svd.SVDModel, frames: int, width: int, height: i
     return plan
 
 
-def _chosen(model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, fit: Callable[[Clip, Budget], Fit[Candidate]], held: int = 0) -> Fit[Candidate] | None:
-    """`held` tells how many bytes of the device are the phase's own already."""
+def _chosen(
+    model: svd.SVDModel, frames: int, width: int, height: int, budget_mib: int, fit: Callable[[Clip, Budget], Fit[Candidate]], kept: host.Kept | None = None
+) -> Fit[Candidate] | None:
+    """`kept` are weights of the phase that may lie on the device already."""
     _check_budget(budget_mib)
     if budget_mib == 0 and host.device().type == "cpu":
         return None
     svd.check_clip(frames, width, height)
     store, profile = _known(model)
     clip = Clip(model.parts, model.precision, frames, width, height, store, profile.workspace)
-    return fit(clip, budget_mib * MIB or _free(lambda: fit(clip, "max").peak, held))
+    return fit(clip, budget_mib * MIB or _free(lambda: fit(clip, "max").peak, kept))
 
 
 def _known(model: svd.SVDModel) -> tuple[Store, DeviceProfile]:
@@ -137,15 +134,16 @@ def _known(model: svd.SVDModel) -> tuple[Store, DeviceProfile]:
     return store, device_profile(host.device(), model.dtype, store)
 
 
-def _free(wanted: Callable[[], int], held: Callable[[], int] = lambda: 0) -> Budget:
-    """What is free on the device once other models have made room for what is wanted; "max" where that is not limited."""
+def _free(wanted: Callable[[], int], kept: host.Kept | None = None) -> Budget:
+    """What a run may take of the device, what it has kept there included, once other models have made room for what is wanted; "max" where that is not limited."""
     free = host.free_bytes()
     if free is None:
         return "max"
-    if free + held() < (size := wanted()):
-        host.make_room(size - held())
+    held = 0 if kept is None else kept.weights.held_bytes
+    if free + held < (size := wanted()):
+        host.make_room(size - held, keep=kept)
         free = host.free_bytes() or 0
-    return max(1, free + held())
+    return max(1, free + held)
 
 
 def _check_budget(budget_mib: int) -> None:

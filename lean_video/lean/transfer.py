@@ -126,8 +126,9 @@ class Weights:
 
     @property
     def held_bytes(self) -> int:
-        """On the device, between stages."""
-        return sum(tensor.nbytes for tensors in self._kept.values() for tensor in tensors)
+        """On the device between stages: what stays there, and what is on its way."""
+        coming = (self._staged[modules] for modules in self._coming)
+        return sum(tensor.nbytes for tensors in (*self._kept.values(), *coming) for tensor in tensors)
 
     def drop(self) -> None:
         """Lets go of everything on the device; what is needed again is fetched again."""
