@@ -106,9 +106,9 @@ def _sampling(model: SVDModel, side: str, noise_T4hw: Tensor) -> Callable[[int],
     from lean_video.lean.transfer import transfer_to
     from lean_video.models import svd
 
-    device = torch.device("cpu")
+    transfer = transfer_to(torch.device("cpu"))
     pair = stock.guidance_pair(model.unet.config.cross_attention_dim, PIXELS, PIXELS)
-    estimates = svd.estimator(model.unet, pair, FRAMES, transfer_to(device)) if side == OURS else stock.estimator(model.unet, pair, FRAMES, device)
+    estimates = (svd if side == OURS else stock).estimator(model.unet, pair, FRAMES, transfer)
 
     def run(step: int) -> Tensor:
         sigma = SIGMAS[step % len(SIGMAS)]
@@ -121,11 +121,13 @@ def _decoding(model: SVDModel, side: str, latents_T4hw: Tensor) -> Callable[[int
     import stock
     import torch
 
-    from lean_video.models import svd
+    from lean_video.lean.transfer import transfer_to
+    from lean_video.models import render
 
+    device = torch.device("cpu")
     if side == OURS:
-        return lambda step: svd.decode_clip(model, latents_T4hw, device=torch.device("cpu"))
-    return lambda step: stock.decode(model.vae, latents_T4hw.to(next(model.vae.decoder.parameters()).dtype))
+        return lambda step: render.decode_clip(model, latents_T4hw, device=device)
+    return lambda step: stock.decode(model.vae, latents_T4hw, transfer_to(device))
 
 
 def compare(task: str, ours: Path, theirs: Path, reference: Path) -> None:
@@ -287,7 +289,7 @@ def document(job: Job, tasks: Sequence[str], command: str) -> str:
             *(verdict for found in measured for verdict in found.verdicts()),
             "",
             f"- *Guided step*: both guidance halves at one noise level, {', '.join(f'{sigma:g}' for sigma in SIGMAS[: job.steps])} in turn, after the same preconditioning. diffusers' `unet(...)` takes the halves as one batch, as its pipeline does; ours is `models.svd.estimator` with the default plan. The largest difference is between the two halves' denoised latents.",
-            "- *Decode*: the whole clip with the temporal decoder: `vae.decode(z, num_frames=...)` against `models.svd.decode_clip`, which also turns the result into pictures. The largest difference is between pictures in -1..1"
+            "- *Decode*: the whole clip with the temporal decoder: `vae.decode(z, num_frames=...)` against `models.render.decode_clip`, which also turns the result into pictures. The largest difference is between pictures in -1..1"
             + "".join(f"; {found.inside:.0%} of the values lie inside, the others are cut at both ends." for found in measured if found.task == DECODE),
             "- *Max |d|* is between the sides. *From float64* is the largest difference of each side from diffusers' own forward on the same weights in float64: where one side's is small, the difference between the sides is the other's rounding.",
             f"- {(job.steps - 1) * job.repeats} timed steps a side in {job.repeats} {'run' if job.repeats == 1 else 'runs'}; the first step of a run is not timed. The sides take their steps in turn, so that other load on the machine meets both alike, and ratios of time are medians of the ratios at the same step. CPU time does not count waiting for a core: on a busy machine it is the one to read.",
