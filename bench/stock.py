@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lean_video.lean.transfer import Transfer
     from lean_video.models.svd import Conditioning
 
 
-def guidance_pair(context: int, width: int, height: int) -> list[Conditioning]:
-    """Conditioned and unconditioned, of a random image of so many pixels."""
+def guidance_pair(context: int, width: int, height: int, device: torch.device | None = None) -> list[Conditioning]:
+    """Conditioned and unconditioned, of a random image of so many pixels; on the host, or on the meta device."""
     import torch
 
     from lean_video.models.svd import SPATIAL_FACTOR, Conditioning
@@ -22,7 +23,7 @@ def guidance_pair(context: int, width: int, height: int) -> list[Conditioning]:
     generator = torch.Generator().manual_seed(1)
     embedding = torch.randn(1, 1, context, generator=generator)
     concat = torch.randn(1, 4, height // SPATIAL_FACTOR, width // SPATIAL_FACTOR, generator=generator)
-    return [Conditioning(factor * embedding, factor * concat, fps=6, motion_bucket=127, augmentation=0.02) for factor in (1, 0)]
+    return [Conditioning((factor * embedding).to(device), (factor * concat).to(device), fps=6, motion_bucket=127, augmentation=0.02) for factor in (1, 0)]
 
 
 def estimator(unet: Any, conditionings: Sequence[Conditioning], frames: int, transfer: Transfer) -> Callable[[Tensor, float], Tensor]:
