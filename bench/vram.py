@@ -82,7 +82,7 @@ class Job:
 SQUARE, LONG, WIDE = Clip(24, 512, 512), Clip(48, 512, 512), Clip(25, 1024, 576)
 FULL = Job("full", "fp16", (SQUARE, LONG, WIDE), (SQUARE, WIDE), SQUARE, {"max": "max", "4 GiB": 4 * GIB, "2 GiB": 2 * GIB, "min": "min"})
 TINY_CLIP = Clip(5, 192, 128)
-TINY = Job("small", "fp32", (TINY_CLIP,), (TINY_CLIP,), TINY_CLIP, {"max": "max", "66 MiB": 66 * MIB, "min": "min"}, steps=3, decodes=2, rounds=1)
+TINY = Job("small", "fp32", (TINY_CLIP,), (TINY_CLIP,), TINY_CLIP, {"max": "max", "32 MiB": 32 * MIB, "min": "min"}, steps=3, decodes=2, rounds=1)
 
 
 # The machine that is measured

@@ -57,13 +57,15 @@ class DecodePlan:
 def decode_plans(device: torch.device) -> tuple[DecodePlan, ...]:
     """From the fastest to the smallest: each takes less memory than the one before it."""
     widest = default_pieces(device)
-    wide, strips = Pieces(min(widest.elements, 2**23)), Pieces(min(widest.elements, 2**22))
-    return (
+    wide, strips, finest = Pieces(min(widest.elements, 2**23)), Pieces(min(widest.elements, 2**22)), Pieces(min(widest.elements, 2**20))
+    plans = (
         DecodePlan(widest),
         DecodePlan(wide, strips=strips),
         DecodePlan(wide, parked=True, strips=strips),
         DecodePlan(wide, streamed=True, parked=True, strips=strips),
+        DecodePlan(finest, streamed=True, parked=True, strips=finest),
     )
+    return tuple(dict.fromkeys(plans))
 
 
 @torch.no_grad()

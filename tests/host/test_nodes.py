@@ -14,7 +14,7 @@ import pytest
 from comfy_client import Prompt, Run
 from PIL import Image
 
-from tests.host.comfy import CHECKPOINT, Comfy, combine, image_to_video, probe_audio, probe_image
+from tests.host.comfy import Comfy, combine, image_to_video, probe_audio, probe_image
 
 ROOT = Path(__file__).parents[2]
 
