@@ -106,9 +106,9 @@ def _sampling(model: SVDModel, side: str, noise_T4hw: Tensor) -> Callable[[int],
     from lean_video.lean.transfer import transfer_to
     from lean_video.models import svd
 
-    device = torch.device("cpu")
+    transfer = transfer_to(torch.device("cpu"))
     pair = stock.guidance_pair(model.unet.config.cross_attention_dim, PIXELS, PIXELS)
-    estimates = svd.estimator(model.unet, pair, FRAMES, transfer_to(device)) if side == OURS else stock.estimator(model.unet, pair, FRAMES, device)
+    estimates = (svd if side == OURS else stock).estimator(model.unet, pair, FRAMES, transfer)
 
     def run(step: int) -> Tensor:
         sigma = SIGMAS[step % len(SIGMAS)]
@@ -121,11 +121,13 @@ def _decoding(model: SVDModel, side: str, latents_T4hw: Tensor) -> Callable[[int
     import stock
     import torch
 
+    from lean_video.lean.transfer import transfer_to
     from lean_video.models import render
 
+    device = torch.device("cpu")
     if side == OURS:
-        return lambda step: render.decode_clip(model, latents_T4hw, device=torch.device("cpu"))
-    return lambda step: stock.decode(model.vae, latents_T4hw.to(next(model.vae.decoder.parameters()).dtype))
+        return lambda step: render.decode_clip(model, latents_T4hw, device=device)
+    return lambda step: stock.decode(model.vae, latents_T4hw, transfer_to(device))
 
 
 def compare(task: str, ours: Path, theirs: Path, reference: Path) -> None:

@@ -20,12 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = Path(__file__).with_suffix(".md")
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     import torch
 
     from lean_video.lean.transfer import Transfer
+    from lean_video.models.parts import Part
     from lean_video.models.planning import Budget, Plan
     from lean_video.models.svd import Precision, SVDModel
+    from lean_video.vram.device import DeviceProfile
 
 GIB = 1024 * MIB
 SAMPLE, DECODE = "sample", "decode"
@@ -95,28 +97,42 @@ class Peaks:
     used: int | None = None
 
 
-class Machine(Protocol):
-    name: str
-    device: torch.device
+class Machine:
+    """What is measured. This one is the CPU in place of a card, to try the script: bytes are counted there as predictions are."""
 
-    def watch(self) -> AbstractContextManager[tuple[Transfer, Peaks]]:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.name = "No card: a CPU that pretends to be one"
+
+    def profile(self, precision: Precision) -> DeviceProfile | None:
+        """What planning is to know of the device."""
+        return None
+
+    @contextmanager
+    def watch(self) -> Generator[tuple[Transfer, Peaks]]:
         """Fills in the peaks of what runs inside the block, which is given a transfer to the device."""
-        ...
+        from lean_video.vram.meter import measured
+
+        peaks = Peaks()
+        with measured(self.device) as found:
+            yield found.transfer, peaks
+        peaks.allocated = found.peak or 0
 
     def now(self) -> float:
         """Seconds, once everything that was asked for is done."""
-        ...
+        return time.perf_counter()
 
-    def notes(self) -> list[str]: ...
+    def notes(self) -> list[str]:
+        return []
 
 
-class Card:
+class Card(Machine):
     """A CUDA card."""
 
     def __init__(self) -> None:
         import torch
 
-        self.device = torch.device("cuda", torch.cuda.current_device())
+        super().__init__(torch.device("cuda", torch.cuda.current_device()))
         properties = torch.cuda.get_device_properties(self.device)
         self.name = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
         # What a library takes once a process belongs to no run.
@@ -126,24 +142,28 @@ class Card:
         torch.cuda.synchronize(self.device)
         del half
         self._libraries = torch.cuda.memory_allocated(self.device)
+        self._profile: DeviceProfile | None = None
         self._driver = _Driver.of(self.device)
+
+    def profile(self, precision: Precision) -> DeviceProfile:
+        from lean_video.models.svd import dtype_of
+        from lean_video.vram.device import device_profile
+        from lean_video.vram.store import Store
+
+        self._profile = self._profile or device_profile(self.device, dtype_of(precision), Store())
+        return self._profile
 
     @contextmanager
     def watch(self) -> Generator[tuple[Transfer, Peaks]]:
         import torch
 
-        from lean_video.lean.transfer import transfer_to
-
         gc.collect()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-        allocated, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
-        peaks = Peaks()
-        with _sampled(self._driver) as used:
-            yield transfer_to(self.device), peaks
+        reserved = torch.cuda.memory_reserved(self.device)
+        with _sampled(self._driver) as used, super().watch() as (transfer, peaks):
+            yield transfer, peaks
             torch.cuda.synchronize(self.device)
-        peaks.allocated = torch.cuda.max_memory_allocated(self.device) - allocated
         peaks.reserved = torch.cuda.max_memory_reserved(self.device) - reserved
         peaks.used = max(used, default=None)
 
@@ -151,35 +171,15 @@ class Card:
         import torch
 
         torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return super().now()
 
     def notes(self) -> list[str]:
-        whose = NOTHING if self._driver is None else "this process, CUDA's own context included" if self._driver.of_process else "the whole card, other programs included"
-        return [f"Before all runs, libraries held {self._libraries / MIB:.0f} MiB, which is in no row. *Driver*: what NVML says of {whose}."]
-
-
-class PretendedCard:
-    """The CPU in place of a card, to try this script: bytes are counted as the predictions are."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self.device, self.name = torch.device("cpu"), "No card: a CPU, where what tensors hold is counted"
-
-    @contextmanager
-    def watch(self) -> Generator[tuple[Transfer, Peaks]]:
-        from lean_video.vram.trace import LiveBytes, TracedTransfer
-
-        gc.collect()
-        peaks, live = Peaks(), LiveBytes()
-        yield TracedTransfer(live, self.device), peaks
-        peaks.allocated = live.peak
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def notes(self) -> list[str]:
-        return []
+        whose = "nothing, as NVML cannot be asked" if self._driver is None else "this process, CUDA's own context included" if self._driver.of_process else "the whole card"
+        workspace = 0 if self._profile is None else self._profile.workspace
+        return [
+            f"Before all runs, libraries held {self._libraries / MIB:.0f} MiB, which is in no row. *Driver*: what NVML says of {whose}.",
+            f"Our plans are predicted with what was measured of this card: {workspace / MIB:.0f} MiB that libraries and rounding take beside the tensors of a layer.",
+        ]
 
 
 class _Driver:
@@ -235,17 +235,25 @@ def _sampled(driver: _Driver | None) -> Generator[list[int]]:
 # The runs
 
 
-Run = Callable[["Transfer", Callable[[], None]], None]
+Work = Callable[["Transfer", Callable[[], None]], None]
 """Does some equal pieces of work on the device that a transfer leads to, and calls after each."""
+
+
+class SmallerPlanError(Exception):
+    """Memory ran out, and the run would have gone on under another plan than the one that is measured."""
+
+
+def _no_smaller_plan(line: str) -> None:
+    raise SmallerPlanError(line)
 
 
 @dataclass
 class Row:
-    """One run of a clip. plan: None for diffusers; predicted: bytes, of a plan."""
+    """One run of a clip. plan: None for diffusers; predicted: bytes, where there is a prediction."""
 
     clip: Clip
     title: str
-    make: Callable[[SVDModel, Machine], Run]
+    work: Callable[[SVDModel], Work]
     plan: Any = None
     predicted: int | None = None
     peaks: list[Peaks] = field(default_factory=list)
@@ -288,7 +296,8 @@ def _mib(figures: Sequence[int | None]) -> str:
 
 
 def measure(rows: Sequence[Row], model: SVDModel, machine: Machine, rounds: int) -> None:
-    import torch
+    from lean_video.errors import LeanVideoError
+    from lean_video.vram.ladder import is_out_of_memory
 
     for _ in range(rounds):
         for row in rows:
@@ -296,47 +305,75 @@ def measure(rows: Sequence[Row], model: SVDModel, machine: Machine, rounds: int)
                 continue
             say(f"{row.clip}, {row.title}")
             try:
-                peaks, seconds = _watched(row.make(model, machine), machine)
-            except torch.cuda.OutOfMemoryError:
+                peaks, seconds = _watched(row.work(model), machine)
+            except Exception as error:
+                if not (is_out_of_memory(error) or isinstance(error, SmallerPlanError) or (isinstance(error, LeanVideoError) and "Memory ran out" in str(error))):
+                    raise
+                say(f"  {OUT_OF_MEMORY}")
                 row.failed = True
                 continue
             row.peaks.append(peaks)
             row.seconds += seconds
 
 
-def _watched(run: Run, machine: Machine) -> tuple[Peaks, list[float]]:
+def _watched(work: Work, machine: Machine) -> tuple[Peaks, list[float]]:
     """(what it held, seconds of each piece of work but the first)"""
     import torch
 
     with torch.no_grad(), machine.watch() as (transfer, peaks):
         times: list[float] = []
-        run(transfer, lambda: times.append(machine.now()))
+        work(transfer, lambda: times.append(machine.now()))
     return peaks, [after - before for before, after in itertools.pairwise(times)]
 
 
-def plans(job: Job, model_parts: Any, clip: Clip) -> dict[str, Plan]:
-    """The plan for each budget."""
+def predict_stock(job: Job, phase: str, clip: Clip, parts: Mapping[str, Part]) -> int:
+    """Bytes that diffusers' forward holds at most, counted on the meta device."""
+    import stock
+    import torch
+
+    from lean_video.models.svd import dtype_of
+    from lean_video.vram.trace import AttentionKernels, LiveBytes, TracedTransfer
+
+    say(f"counting {STOCK}: {phase} {clip}")
+    module: Any = torch.nn.Module.to(parts["unet" if phase == SAMPLE else "vae"].skeleton(), dtype=dtype_of(job.precision))
+    live, meta = LiveBytes(), torch.device("meta")
+    transfer, latents = TracedTransfer(live, meta), torch.empty(clip.latents, device=meta)
+    with torch.no_grad(), AttentionKernels(), _on_device(module if phase == SAMPLE else module.decoder, transfer):
+        if phase == DECODE:
+            stock.decode(module, latents, transfer)
+        else:
+            pair = stock.guidance_pair(module.config.cross_attention_dim, clip.width, clip.height, meta)
+            stock.estimator(module, pair, clip.frames, transfer)(latents, 1.0)
+    return live.peak
+
+
+def plans(job: Job, parts: Mapping[str, Part], clip: Clip, machine: Machine | None) -> dict[str, Plan]:
+    """The plan for each budget: the one place that knows how plans are asked for."""
     from lean_video.models.planning import plan_clip
+    from lean_video.vram.store import Store
 
     say(f"planning {clip}")
-    return {name: plan_clip(model_parts, job.precision, frames=clip.frames, width=clip.width, height=clip.height, budget=budget) for name, budget in job.budgets.items()}
+    profile, store = None if machine is None else machine.profile(job.precision), Store()
+    device = None if machine is None or machine.device.type == "cpu" else machine.device
+    size: Any = {"frames": clip.frames, "width": clip.width, "height": clip.height}
+    return {name: plan_clip(parts, job.precision, **size, budget=budget, device=device, store=store, profile=profile) for name, budget in job.budgets.items()}
 
 
-def rows_of(job: Job, phase: str, clip: Clip, planned: dict[str, Plan]) -> Iterator[Row]:
+def rows_of(job: Job, phase: str, clip: Clip, parts: Mapping[str, Part], planned: Mapping[str, Plan]) -> Iterator[Row]:
     """Stock first, then a row for each plan: budgets that have the same share one."""
     if phase == SAMPLE:
-        yield Row(clip, STOCK, lambda model, machine: _stock_sampling(job, clip, model.unet, machine))
+        yield Row(clip, STOCK, lambda model: _stock_sampling(job, clip, model.unet), predicted=predict_stock(job, phase, clip, parts))
     else:
-        yield Row(clip, STOCK, lambda model, machine: _stock_decoding(job, clip, model))
+        yield Row(clip, STOCK, lambda model: _stock_decoding(job, clip, model.vae), predicted=predict_stock(job, phase, clip, parts))
     budgets: dict[Any, list[str]] = {}
     for name, plan in planned.items():
         budgets.setdefault(getattr(plan, phase), []).append(name)
     for plan, names in budgets.items():
-        make = _sampling if phase == SAMPLE else _decoding
+        work = _sampling if phase == SAMPLE else _decoding
         title = f"budget {', '.join(names)}: {_describe(plan)}"
-        yield Row(clip, title, lambda model, machine, plan=plan, make=make: make(job, clip, model, machine, plan), plan, planned[names[0]].peak[phase])
+        yield Row(clip, title, lambda model, plan=plan, work=work: work(job, clip, model, plan), plan, planned[names[0]].peak[phase])
     if phase == SAMPLE and clip == job.offloaded:
-        yield Row(clip, OFFLOADED, lambda model, machine: _offloaded_sampling(job, clip, model, machine))
+        yield Row(clip, OFFLOADED, lambda model: _offloaded_sampling(job, clip, model))
 
 
 def _describe(plan: Any) -> str:
@@ -351,44 +388,57 @@ def _describe(plan: Any) -> str:
     return ", ".join(words)
 
 
-def _sampling(job: Job, clip: Clip, model: SVDModel, machine: Machine, plan: Any) -> Run:
+def _sampling(job: Job, clip: Clip, model: SVDModel, plan: Any) -> Work:
     import stock
 
     from lean_video.models import render
 
     conditioning, _ = stock.guidance_pair(model.unet.config.cross_attention_dim, clip.width, clip.height)
 
-    def run(transfer: Transfer, on_step: Callable[[], None]) -> None:
-        render.sample_clip(model, conditioning, frames=clip.frames, steps=job.steps, device=machine.device, transfer=transfer, plan=plan, on_step=lambda done, total, x0: on_step())
+    def work(transfer: Transfer, on_step: Callable[[], None]) -> None:
+        render.sample_clip(
+            model,
+            conditioning,
+            frames=clip.frames,
+            steps=job.steps,
+            device=transfer.device,
+            transfer=transfer,
+            plan=plan,
+            on_step=lambda done, total, x0: on_step(),
+            say=_no_smaller_plan,
+        )
 
-    return run
+    return work
 
 
-def _stock_sampling(job: Job, clip: Clip, unet: Any, machine: Machine, *, comes_by_itself: bool = False) -> Run:
+def _stock_sampling(job: Job, clip: Clip, unet: Any, *, comes_by_itself: bool = False) -> Work:
     """The same sampling around diffusers' forward."""
     import stock
 
-    from lean_video.lean.transfer import Weights
     from lean_video.sampling import guidance_scale, guide, sample
 
     pair = stock.guidance_pair(unet.config.cross_attention_dim, clip.width, clip.height)
     scale = guidance_scale("linear", clip.frames, 1.0, 3.0)
 
-    def run(transfer: Transfer, on_step: Callable[[], None]) -> None:
-        with transfer.computing(), Weights(transfer, resident=True).stage(() if comes_by_itself else (unet,)):
-            denoise = guide(stock.estimator(unet, pair, clip.frames, machine.device), scale)
+    def work(transfer: Transfer, on_step: Callable[[], None]) -> None:
+        with nullcontext() if comes_by_itself else _on_device(unet, transfer):
+            denoise = guide(stock.estimator(unet, pair, clip.frames, transfer), scale)
             sample(denoise, clip.latents, steps=job.steps, seed=0, on_step=lambda done, total, x0: on_step())
 
-    return run
+    return work
 
 
-def _offloaded_sampling(job: Job, clip: Clip, model: SVDModel, machine: Machine) -> Run:
+def _offloaded_sampling(job: Job, clip: Clip, model: SVDModel) -> Work:
     import torch
 
     unet: Any = model.parts["unet"].build(model.dtype)  # its own, as the hooks stay on the module
-    if machine.device.type == "cuda":
-        unet.enable_group_offload(onload_device=machine.device, offload_device=torch.device("cpu"), offload_type="leaf_level", use_stream=True)
-    return _stock_sampling(job, clip, unet, machine, comes_by_itself=True)
+
+    def work(transfer: Transfer, on_step: Callable[[], None]) -> None:
+        if transfer.device.type == "cuda":
+            unet.enable_group_offload(onload_device=transfer.device, offload_device=torch.device("cpu"), offload_type="leaf_level", use_stream=True)
+        _stock_sampling(job, clip, unet, comes_by_itself=True)(transfer, on_step)
+
+    return work
 
 
 def _latents(clip: Clip) -> torch.Tensor:
@@ -397,34 +447,43 @@ def _latents(clip: Clip) -> torch.Tensor:
     return torch.randn(clip.latents, generator=torch.Generator().manual_seed(0))
 
 
-def _decoding(job: Job, clip: Clip, model: SVDModel, machine: Machine, plan: Any) -> Run:
+def _decoding(job: Job, clip: Clip, model: SVDModel, plan: Any) -> Work:
     from lean_video.models import render
 
     latents = _latents(clip)
     _ = model.vae  # opened here, outside the watch
 
-    def run(transfer: Transfer, on_decode: Callable[[], None]) -> None:
+    def work(transfer: Transfer, on_decode: Callable[[], None]) -> None:
         for _ in range(job.decodes):
-            render.decode_clip(model, latents, device=machine.device, transfer=transfer, plan=plan)
+            render.decode_clip(model, latents, device=transfer.device, transfer=transfer, plan=plan, say=_no_smaller_plan)
             on_decode()
 
-    return run
+    return work
 
 
-def _stock_decoding(job: Job, clip: Clip, model: SVDModel) -> Run:
+def _stock_decoding(job: Job, clip: Clip, vae: Any) -> Work:
     import stock
 
-    from lean_video.lean.transfer import Weights
+    latents = _latents(clip)
 
-    latents, vae = _latents(clip), model.vae
-
-    def run(transfer: Transfer, on_decode: Callable[[], None]) -> None:
-        with transfer.computing(), Weights(transfer, resident=True).stage((vae.decoder,)):
+    def work(transfer: Transfer, on_decode: Callable[[], None]) -> None:
+        with _on_device(vae.decoder, transfer):
             for _ in range(job.decodes):
-                stock.decode(vae, latents.to(transfer.device, model.dtype))
+                stock.decode(vae, latents, transfer)
                 on_decode()
 
-    return run
+    return work
+
+
+@contextmanager
+def _on_device(module: Any, transfer: Transfer) -> Generator[None]:
+    """Holds all of a module's weights on the device inside the block."""
+    from lean_video.lean.transfer import Weights
+
+    with ExitStack() as stack:
+        with transfer.computing():
+            stack.enter_context(Weights(transfer, resident=True).stage((module,)))
+        yield
 
 
 # The file
@@ -442,8 +501,8 @@ def table(rows: dict[Clip, list[Row]], time_title: str) -> list[str]:
 
 def findings(job: Job, sampled: dict[Clip, list[Row]], decoded: dict[Clip, list[Row]]) -> list[str]:
     every = [row for rows in (*sampled.values(), *decoded.values()) for row in rows]
-    errors = [abs(row.error) for row in every if row.error is not None]
-    lines = [_finding("largest difference between predicted and allocated, over all rows", max(errors, default=None), PREDICTION_GOAL, "{:.1%}", "{:.0%}")]
+    errors = [abs(row.error) for row in every if row.plan is not None and row.error is not None]
+    lines = [_finding("largest difference between predicted and allocated, over all plans", max(errors, default=None), PREDICTION_GOAL, "{:.1%}", "{:.0%}")]
     planned = [row for row in sampled[job.offloaded] if row.plan is not None]
     resident, streamed = (next(row for row in planned if row.plan.streamed is wanted) for wanted in (False, True))
     ratio = streamed.time / resident.time if streamed.measured and resident.measured else None
@@ -472,9 +531,9 @@ def document(job: Job, machine: Machine | None, command: str) -> str:
             write_checkpoint(checkpoint, SIZES[job.size], {"fp16": "float16", "fp32": "float32"}[job.precision])
             model = open_svd(checkpoint, job.precision)
             parts = model.parts
-        planned = {clip: plans(job, parts, clip) for clip in dict.fromkeys((*job.sampled, *job.decoded))}
-        sampled = {clip: list(rows_of(job, SAMPLE, clip, planned[clip])) for clip in job.sampled}
-        decoded = {clip: list(rows_of(job, DECODE, clip, planned[clip])) for clip in job.decoded}
+        planned = {clip: plans(job, parts, clip, machine) for clip in dict.fromkeys((*job.sampled, *job.decoded))}
+        sampled = {clip: list(rows_of(job, SAMPLE, clip, parts, planned[clip])) for clip in job.sampled}
+        decoded = {clip: list(rows_of(job, DECODE, clip, parts, planned[clip])) for clip in job.decoded}
         if model is not None and machine is not None:
             for rows in (*sampled.values(), *decoded.values()):
                 measure(rows, model, machine, job.rounds)
@@ -503,7 +562,7 @@ def document(job: Job, machine: Machine | None, command: str) -> str:
             *findings(job, sampled, decoded),
             "",
             "- *Budget*: the plan that `models.planning.plan_clip` finds for so much memory; *max* is the fastest there is, *min* the smallest. Budgets that get the same plan share a row. What a plan trades is in its name: how many elements are worked on at a time, weights *streamed* from the host, guidance halves *together* through each layer, what waits on the host *parked*.",
-            "- *Predicted*: counted on the meta device. *Allocated*: the peak of torch's allocator less what it had before. *Reserved*: what the allocator took from the driver for that.",
+            "- *Predicted*: counted on the meta device by running the same code there, diffusers' too. *Allocated*: the peak of torch's allocator less what it had before. *Reserved*: what the allocator took from the driver for that.",
             f"- *{STOCK}*: the eager `unet(...)` with both guidance halves in one batch, weights on the card; `vae.decode` of the whole clip. *{OFFLOADED}*: the same UNet with `enable_group_offload`, leaf level, `use_stream=True`. All sides sample with our solver: guided, Euler.",
             f"- Seconds are medians over {job.rounds} rounds in which all runs of a clip take turns, {job.steps - 1} timed steps or {job.decodes - 1} decodes in each; the first of each is not timed.",
             *(f"- {note}" for note in notes),
@@ -525,7 +584,7 @@ def main() -> None:
     if arguments.predicted_only:
         machine, job = None, FULL
     elif arguments.device == "cpu":
-        machine = PretendedCard()
+        machine = Machine(torch.device("cpu"))
     elif torch.cuda.is_available():
         machine = Card()
     else:
