@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes", "server"}
-HEAVY = ("diffusers", "transformers", "kornia", "av", "huggingface_hub", "safetensors", "PIL")
+HEAVY = ("diffusers", "transformers", "kornia", "av", "cv2", "huggingface_hub", "safetensors", "PIL")
 
 
 def imported(file: Path) -> Iterator[tuple[str, int]]:
@@ -57,3 +57,8 @@ def test_no_node_pins_the_hosts_torch() -> None:
     names = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()]
     assert not [name for name in names if name.startswith(("torch", "nvidia", "triton"))]
     assert not [name for name in names if "==" in name]
+
+
+def test_looking_at_the_interpolators_imports_no_torch() -> None:
+    code = "import sys, lean_video.interpolation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
