@@ -31,7 +31,7 @@ class OpticalFlow(Interpolator):
     """Interpolates on the CPU, without a network. Making one raises LeanVideoError where OpenCV is not installed."""
 
     def __post_init__(self) -> None:
-        _opencv()
+        opencv()
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ def _taken(x_BCHW: Tensor, flow_N2HW: Tensor, grid_12HW: Tensor) -> Tensor:
 
 def _flows(from_BHW: Tensor, to_BHW: Tensor) -> Tensor:
     """For each pixel of the first pictures (grey, 0..1), how far away (x, y) the second show it: [B,2,H,W], in pixels."""
-    search = _opencv().DISOpticalFlow_create(_opencv().DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search = opencv().DISOpticalFlow_create(opencv().DISOPTICAL_FLOW_PRESET_MEDIUM)
     pairs = zip(_eight_bits(from_BHW), _eight_bits(to_BHW), strict=True)
     return torch.stack([torch.from_numpy(search.calc(first, second, None)) for first, second in pairs]).permute(0, 3, 1, 2)
 
@@ -84,9 +84,9 @@ def _agreement(there_B2HW: Tensor, back_B2HW: Tensor, grid_12HW: Tensor) -> Tens
     return 1e-3 + (miss_B2HW.square().sum(1, keepdim=True) / -(_TOLERANCE**2)).exp()
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise LeanVideoError("Interpolating without a network needs OpenCV: install opencv-python-headless, or choose the weights of a RIFE.") from None
+        raise LeanVideoError("Finding motion and cuts without a network needs OpenCV: install opencv-python-headless.") from None
     return cv2

@@ -87,7 +87,7 @@ class IFNet(nn.Module):
                 y_BOhw[:, :5] = (y_BOhw[:, :5] + _other_order(y_BOhw[:, :5].roll(len(y_BOhw) // 2, 0))) / 2
             reach = s if layout.shuffled else 2 * s  # how many times smaller than the frame the prediction is
             step_B5HW = _resized(torch.cat((y_BOhw[:, :4] * reach, y_BOhw[:, 4:5]), 1), reach)
-            if index == 1 and looks_twice and (far_B := _far(step_B5HW)).any():
+            if index == 1 and looks_twice and ((far_B := _far(step_B5HW)).is_meta or far_B.any()):
                 return self._second_look(a_BCHW, b_BCHW, t_B111, scale, ensemble, far_B)
             if moves_B5HW is None:
                 moves_B5HW = step_B5HW
@@ -106,12 +106,13 @@ class IFNet(nn.Module):
         """The moves where those pairs of the batch that move far start over with every scale twice as coarse."""
         height, width = a_BCHW.shape[-2:]
         moves_B5HW = a_BCHW.new_empty(len(a_BCHW), 5, height, width)
-        if not far_B.all():
+        rows: Tensor | slice = slice(None) if far_B.is_meta or far_B.all() else far_B  # without numbers, what takes the most
+        if rows is far_B:
             moves_B5HW[~far_B] = self._moves(a_BCHW[~far_B], b_BCHW[~far_B], t_B111[~far_B], scale, ensemble, False)
         multiple = self.multiple_of(scale / 2)
         padding = (0, -width % multiple, 0, -height % multiple)
-        a, b = F.pad(a_BCHW[far_B], padding), F.pad(b_BCHW[far_B], padding)
-        moves_B5HW[far_B] = self._moves(a, b, t_B111[far_B], scale / 2, ensemble, False)[..., :height, :width]
+        a, b = F.pad(a_BCHW[rows], padding), F.pad(b_BCHW[rows], padding)
+        moves_B5HW[rows] = self._moves(a, b, t_B111[rows], scale / 2, ensemble, False)[..., :height, :width]
         return moves_B5HW
 
 
