@@ -104,7 +104,7 @@ def interpolate_clip(
     gaps: Iterable[Gap] = _watched(frames(), handling, report, {})
     if closed:
         back = Gap(count - 1, count - 1, 0, Fraction(count - 1) / fps, Fraction(count) / fps)
-        gaps = _and_then(gaps, lambda: _judged(back, handling, report, lambda: look(frames_THWC[-1]), lambda: look(frames_THWC[0])))
+        gaps = _and_then(gaps, lambda: _judged(back, handling, report, look(frames_THWC[-1]), look(frames_THWC[0])))
     moments = list(_counted(lay_out(gaps, schedule, closed), limit, frames_THWC[0].nbytes))
     result_NHWC = frames_THWC.new_empty((len(moments), *frames_THWC.shape[1:]))
     progress(0, len(moments))
@@ -158,7 +158,8 @@ def _watched(frames: Iterable[tuple[Fraction, Tensor]], handling: Handling, repo
     """The gaps between frames as they come. `held` gets the frames and keeps those that the gap and the run of repeats it may belong to are made of."""
     watches = handling.at_cuts != "ignore" or handling.repeats
     start, run = Fraction(0), 0
-    before = first = None  # looks at the frame before, and at the one that the run of repeats began with
+    before: Look | None = None  # at the frame before
+    first: Look | None = None  # at the one that the run of repeats began with
     index = -1
     for index, (time, frame_HWC) in enumerate(frames):
         if index and frame_HWC.shape != held[index - 1].shape:
@@ -173,7 +174,7 @@ def _watched(frames: Iterable[tuple[Fraction, Tensor]], handling: Handling, repo
                 gap = replace(gap, kind=Kind.REPEAT)
                 report.repeats += 1
             else:
-                gap = _judged(gap, handling, report, lambda look=before: look, lambda look=now: look)
+                gap = _judged(gap, handling, report, before, now)
                 run, first = index, now
             yield gap
             start = time
@@ -186,15 +187,13 @@ def _watched(frames: Iterable[tuple[Fraction, Tensor]], handling: Handling, repo
         raise LeanVideoError("One frame has nothing between: give two frames or more." if index == 0 else "There are no frames: give two or more.")
 
 
-def _judged(gap: Gap, handling: Handling, report: Report, before: Callable[[], Look | None], after: Callable[[], Look | None]) -> Gap:
+def _judged(gap: Gap, handling: Handling, report: Report, before: Look | None, after: Look | None) -> Gap:
     """The gap as what it is, where it is no repeat."""
     kind = Kind.MOTION
     if gap.index in handling.skipped:
         kind = Kind.SKIP
-    elif handling.at_cuts != "ignore":
-        a, b = before(), after()
-        assert a is not None and b is not None
-        amount = change(a, b)
+    elif handling.at_cuts != "ignore" and before is not None and after is not None:
+        amount = change(before, after)
         if amount > handling.threshold:
             report.cuts.append((gap.left, amount))
             kind = Kind.SKIP if handling.at_cuts == "cut" else Kind.HOLD

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from itertools import pairwise
 from typing import Protocol
 
 from ..errors import LeanVideoError
@@ -181,10 +182,10 @@ def parse_times(text: str, frames: int, fps: Fraction, closed: bool) -> Between:
     if len(places) != wanted:
         also = ", and when the first is seen again" if closed else ""
         raise LeanVideoError(f"The schedule has {len(places)} times and should have {wanted}: one for each of the {frames} keyframes{also}.")
-    for before, after in zip(places, places[1:]):
+    for before, after in pairwise(places):
         if after <= before:
             raise LeanVideoError(f"Times in the schedule must grow by a frame of {float(1 / fps):.3g} s at least; two keyframes fall on frame {after} of the result or behind it.")
-    return Between(tuple(after - before - 1 for before, after in zip(places, places[1:])), lead=places[0])
+    return Between(tuple(after - before - 1 for before, after in pairwise(places)), lead=places[0])
 
 
 def parse_pairs(text: str, gaps: int) -> frozenset[int]:
