@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from . import svd, video, vram
+from . import interpolation, svd, video, vram
 
-NODE_CLASS_MAPPINGS = svd.NODE_CLASS_MAPPINGS | vram.NODE_CLASS_MAPPINGS | video.NODE_CLASS_MAPPINGS
-NODE_DISPLAY_NAME_MAPPINGS = svd.NODE_DISPLAY_NAME_MAPPINGS | vram.NODE_DISPLAY_NAME_MAPPINGS | video.NODE_DISPLAY_NAME_MAPPINGS
+_SECTIONS = (svd, vram, interpolation, video)
+
+NODE_CLASS_MAPPINGS = {name: node for section in _SECTIONS for name, node in section.NODE_CLASS_MAPPINGS.items()}
+NODE_DISPLAY_NAME_MAPPINGS = {name: title for section in _SECTIONS for name, title in section.NODE_DISPLAY_NAME_MAPPINGS.items()}

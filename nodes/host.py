@@ -8,20 +8,25 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import os
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..lean_video.errors import LeanVideoError
+from ..lean_video.interpolation.library import is_weights
 from ..lean_video.lean.transfer import Weights
 
 log = logging.getLogger("lean_video")
 
 PREVIEW_SIDE = 256
 PREVIEW_FRAMES = 16
+PACK = Path(__file__).resolve().parent.parent
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp", ".gif")
 
 
 # Folders
@@ -51,6 +56,58 @@ def model_folders(kind: str) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
     except KeyError:
         return []
+
+
+def interpolation_weights() -> dict[str, Path]:
+    """Files of weights for frame interpolation, by the name that the list shows: from ComfyUI's own folder, the pack's, and those that users of other packs have."""
+    import folder_paths
+
+    models = Path(folder_paths.models_dir)
+    _also_in("frame_interpolation", models / "frame_interpolation", PACK / "models")
+    elsewhere = [folder for custom in model_folders("custom_nodes") for folder in custom.glob("*[Ff]rame-[Ii]nterpolation/ckpts/rife")]
+    _also_in("rife", models / "rife", *elsewhere)
+    found: dict[str, Path] = {}
+    for kind in ("frame_interpolation", "rife"):
+        for name in model_names(kind):
+            if is_weights(name) and name not in found and (path := folder_paths.get_full_path(kind, name)):
+                found[name] = Path(path)
+    return found
+
+
+def _also_in(kind: str, *folders: Path) -> None:
+    import folder_paths
+
+    known = model_folders(kind)
+    for folder in folders:
+        if folder not in known:
+            folder_paths.add_model_folder_path(kind, str(folder))
+
+
+def input_videos() -> list[str]:
+    """Names of the video files in ComfyUI's input folder."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory())
+    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in VIDEO_SUFFIXES) if folder.is_dir() else []
+
+
+def input_file(name: str) -> Path:
+    """The file of a name as ComfyUI writes it: in the input folder, or in the one that follows in brackets, as in `clip.mp4 [output]`. Raises LeanVideoError."""
+    import folder_paths
+
+    bare, bracket, where = name.rpartition(" [")
+    folders = {"input]": folder_paths.get_input_directory(), "output]": folder_paths.get_output_directory(), "temp]": folder_paths.get_temp_directory()}
+    if not bracket or where not in folders:
+        bare, where = name, "input]"
+    folder = os.path.abspath(folders[where])  # noqa: PTH100 - lexically, so that a user's link inside the folder is followed
+    path = os.path.normpath(os.path.join(folder, bare))  # noqa: PTH118
+    if "\0" in name or not path.startswith(folder + os.sep):
+        raise LeanVideoError(f"The file {name!r} is not in ComfyUI's {where[:-1]} folder: choose one from the list.")
+    if not Path(path).is_file():
+        raise LeanVideoError(
+            f"There is no file {bare} in ComfyUI's {where[:-1]} folder: refresh the list and choose again." if bare else "No video is chosen: upload one, or connect a VIDEO."
+        )
+    return Path(path)
 
 
 def output_path(filename_prefix: str) -> tuple[Path, str, int, str]:
@@ -130,6 +187,25 @@ def _reserved() -> int:
     if not hasattr(management, "extra_reserved_memory"):  # the version of 2024 has no other margin, nor a flag for it
         return int(management.minimum_inference_memory())
     return int(management.extra_reserved_memory() + getattr(args, "vram_headroom", 0) * 2**30)
+
+
+def room(size: int) -> int | None:
+    """Has ComfyUI make room for `size` bytes, and tells what a run may then take, as `free_bytes` does."""
+    make_room(size)
+    return free_bytes()
+
+
+def half_is_faster() -> bool:
+    """Whether ComfyUI would run a network on this device in fp16."""
+    import comfy.model_management
+
+    return bool(comfy.model_management.should_use_fp16(device()))
+
+
+def free_host_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def make_room(size: int, keep: Kept | None = None) -> None:
@@ -301,6 +377,24 @@ def _video_classes() -> tuple[Any, Any, Any] | None:
     return VideoFromFile, VideoFromComponents, VideoComponents
 
 
+def video_file(video: Any) -> Path | io.BytesIO | None:
+    """What a VIDEO is read from; None where it is frames in memory, or a part of a file."""
+    classes = _video_classes()
+    if classes is None or not isinstance(video, classes[0]):
+        return None
+    window = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0, 0)
+    source = video.get_stream_source()
+    return None if any(window) else Path(source) if isinstance(source, str) else source
+
+
+def video_frames(video: Any) -> tuple[Any, Any, Fraction]:
+    """The frames [T,H,W,C] of a VIDEO, its AUDIO or None, and its rate. Raises LeanVideoError for what is no VIDEO."""
+    if not hasattr(video, "get_components"):
+        raise LeanVideoError(f"The input video is {type(video).__name__} {str(video)[:40]!r}, not a connection: connect it to a node that gives a VIDEO.")
+    components = video.get_components()
+    return components.images, components.audio, Fraction(components.frame_rate)
+
+
 def video_from_file(path: Path) -> Any:
     """ComfyUI's VIDEO of a file, read only when somebody asks for it."""
     classes = _video_classes()
@@ -309,7 +403,5 @@ def video_from_file(path: Path) -> Any:
 
 def video_from_frames(images: Any, audio: Any, fps: float) -> Any:
     """ComfyUI's VIDEO of frames in memory, for formats that are no single video file."""
-    from fractions import Fraction
-
     classes = _video_classes()
     return None if classes is None else classes[1](classes[2](images=images, audio=audio, frame_rate=Fraction(fps).limit_denominator(100_000)))

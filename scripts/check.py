@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fetch_models
 import get_comfyui
 from environment import ROOT, SetupError, say
 
@@ -29,6 +30,7 @@ def main() -> int:
         for host in get_comfyui.find("all"):
             say(f"Testing in ComfyUI {host.version}: {host.path}")
         _need_chromium()
+        fetch_models.fetch_all()
     except SetupError as error:
         say(str(error))
         return 1

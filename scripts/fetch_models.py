@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from environment import SetupError, say
+from environment import ROOT, SetupError, say
 
 TRAINING_ONLY = ("block_tea.", "contextnet.", "unet.")
 
@@ -76,6 +76,14 @@ def fetch(weights: Weights, folder: Path) -> Path:
     return final
 
 
+def fetch_all(folder: Path | None = None) -> list[Path]:
+    """All of them, in `folder` or else where the pack looks first. Raises SetupError."""
+    sys.path.insert(0, str(ROOT))
+    from lean_video.interpolation.library import folders
+
+    return [fetch(weights, folder or folders()[0]) for weights in ALL]
+
+
 def fingerprint(path: Path) -> str | None:
     """SHA-256 over the names, types, shapes and numbers of a safetensors file, whatever order and metadata it has; None where there is no such file."""
     from safetensors import SafetensorError
@@ -125,11 +133,10 @@ def _convert(weights: Weights, pickled: Path, saved: Path) -> Path:
 def main() -> int:
     """Command line: print the path of each file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the .safetensors files go, such as ComfyUI's models/frame_interpolation")
-    folder = parser.parse_args().folder
+    parser.add_argument("folder", type=Path, nargs="?", default=None, help="where the .safetensors files go; ComfyUI's models/frame_interpolation, or models/ here, if not given")
     try:
-        for weights in ALL:
-            print(fetch(weights, folder))
+        for path in fetch_all(parser.parse_args().folder):
+            print(path)
     except SetupError as error:
         say(str(error))
         return 1

@@ -46,6 +46,12 @@ class Handling:
     repeats: bool = True
     skipped: frozenset[int] = frozenset()
 
+    def __post_init__(self) -> None:
+        if self.at_cuts not in AT_CUTS:
+            raise LeanVideoError(f"{self.at_cuts!r} is nothing to do at cuts: choose one of {', '.join(AT_CUTS)}.")
+        if not 0 <= self.threshold <= 1:
+            raise LeanVideoError(f"The threshold {self.threshold:g} for cuts is out of range: choose 0 to 1.")
+
 
 @dataclass
 class Report:
@@ -137,6 +143,17 @@ def interpolate_stream(
     report = report or Report()
     gaps = _paused(_watched(frames, handling, report, held), 1 / fps)
     yield from _shown(lay_out(gaps, schedule), held.__getitem__, interpolator, batch, say)
+
+
+def one_between(a_HWC: Tensor, b_HWC: Tensor, time: float, interpolator: Interpolator) -> Tensor:
+    """The frame at `time` between two pictures, [H,W,C]; at 0 and 1 it is one of them. Raises as `interpolate_clip`, and for a time outside."""
+    if not 0 <= time <= 1:
+        raise LeanVideoError(f"{time:g} is no time between two images: choose one from 0, the first, to 1, the second.")
+    if a_HWC.shape != b_HWC.shape:
+        raise LeanVideoError(_two_sizes(a_HWC, b_HWC, 1))
+    if time == 1:
+        return b_HWC
+    return next(_Maker(interpolator, 1, _ignored).pictures([(Moment(0, 1, time), a_HWC, b_HWC)]))
 
 
 def _counted(moments: Iterator[Moment], limit: int | None, each: int) -> Iterator[Moment]:
@@ -298,5 +315,7 @@ def between_pairs(interpolator: Interpolator, a: Sequence[Prepared], b: Sequence
 
 
 def _two_sizes(before_HWC: Tensor, after_HWC: Tensor, index: int) -> str:
-    (h, w), (height, width) = before_HWC.shape[:2], after_HWC.shape[:2]
+    (h, w, c), (height, width, channels) = before_HWC.shape, after_HWC.shape
+    if (h, w) == (height, width):
+        return f"Frame {index} has {c} channels and frame {index + 1} has {channels}: give all frames transparency, or none."
     return f"Frame {index} is {w}x{h} and frame {index + 1} is {width}x{height}: frames of one clip have one size, so bring them to one first."

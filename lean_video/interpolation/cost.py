@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -28,12 +29,17 @@ def peak_bytes(interpolator: Rife, width: int, height: int, batch: int) -> int:
     return live.peak + sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def choose_batch(interpolator: Interpolator, width: int, height: int, free: int | None) -> tuple[int, int]:
-    """How many frames to make at once in `free` bytes of a GPU, and the bytes that they take; one on a CPU (None), where more at once are no faster."""
-    if free is None or not isinstance(interpolator, Rife):
-        return 1, 0
+def choose_batch(interpolator: Interpolator, width: int, height: int, room: Callable[[int], int | None]) -> int:
+    """How many frames to make at once.
+
+    room  is asked with the bytes that LARGEST_BATCH takes, may make room for them, and says what is then free of the GPU; None for a CPU, where more at
+          once are no faster
+    """
+    if not isinstance(interpolator, Rife):
+        return 1
     batch, peak = LARGEST_BATCH, peak_bytes(interpolator, width, height, LARGEST_BATCH)
-    while batch > 1 and peak > free:
+    free = room(peak)
+    while free is not None and batch > 1 and peak > free:
         batch //= 2
         peak = peak_bytes(interpolator, width, height, batch)
-    return batch, peak
+    return 1 if free is None else batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .interpolator import Interpolator
 
 OPTICAL_FLOW = "optical flow"
+NO_WEIGHTS = "There are no weights of a RIFE network here, so optical flow makes the frames, a fallback that follows motion less well: "
 SUFFIXES = (".safetensors", ".pth", ".pkl", ".pt")
 HOW_TO_GET_WEIGHTS = "python scripts/fetch_models.py gets RIFE 4.6 and 4.0"
 
@@ -35,13 +37,22 @@ def folders() -> list[Path]:
 
 def find(name: str, places: Iterable[Path]) -> Path | None:
     """The weights of that file name, with or without its ending, in the first of `places` that has them."""
-    for place in places:
-        if not place.is_dir():
-            continue
-        for file in sorted(place.iterdir()):
-            if is_weights(file.name) and name.lower() in (file.name.lower(), file.stem.lower()):
-                return file
+    return next((file for file in weights_in(places) if name.lower() in (file.name.lower(), file.stem.lower())), None)
+
+
+def best(files: Iterable[Path]) -> Path | None:
+    """What to take of `files` where the user named none: RIFE 4.6, else the first by name that is a RIFE at all; None where none is."""
+    from .weights import read_weights
+
+    for file in sorted(files, key=lambda file: (not any(name in file.stem for name in ("4.6", "46", "4_6")), file.name)):
+        with contextlib.suppress(LeanVideoError):
+            read_weights(file)
+            return file
     return None
+
+
+def weights_in(places: Iterable[Path]) -> list[Path]:
+    return [file for place in places if place.is_dir() for file in sorted(place.iterdir()) if is_weights(file.name)]
 
 
 def find_or_say(name: str) -> Path:
@@ -51,7 +62,7 @@ def find_or_say(name: str) -> Path:
         return given
     found = find(name, folders()) if given.name == name else None
     if found is None:
-        raise LeanVideoError(f"There are no weights {name}: give a file, or the name of one in {folders()[0]} ({HOW_TO_GET_WEIGHTS}), or say {OPTICAL_FLOW}.")
+        raise LeanVideoError(f'There are no weights {name}: give a file, or the name of one in {folders()[0]} ({HOW_TO_GET_WEIGHTS}), or say "{OPTICAL_FLOW}".')
     return found
 
 

@@ -156,6 +156,22 @@ def _held(run: list[Gap], schedule: Schedule) -> Iterator[Moment]:
                 yield Moment(gap.left, gap.right, 0)
 
 
+def check_factor(factor: int) -> int:
+    """Raises LeanVideoError for a number of times the frames a second that is out of range."""
+    if not 2 <= factor <= MAX_FACTOR:
+        raise LeanVideoError(f"{factor} times the frames cannot be made: choose 2 to {MAX_FACTOR}.")
+    return factor
+
+
+def check_rate(fps: Fraction, rate: Fraction) -> Fraction:
+    """Raises LeanVideoError where a clip of `fps` is not to be shown at `rate`."""
+    if not 0 < rate <= fps * MAX_FACTOR:
+        raise LeanVideoError(
+            f"{float(rate):g} frames a second cannot be made of {float(fps):g}: choose more than 0 and at most {MAX_FACTOR} times as many, {float(fps * MAX_FACTOR):g}."
+        )
+    return rate
+
+
 def parse_counts(text: str, gaps: int) -> tuple[int, ...]:
     """`3, 0, 7`: how many frames to make in each of `gaps` gaps. Raises LeanVideoError."""
     counts = [_whole(word, "number of frames") for word in _words(text)]
@@ -171,11 +187,10 @@ def parse_times(text: str, frames: int, fps: Fraction, closed: bool) -> Between:
     """
     places: list[int] = []
     for word in _words(text):
-        try:
-            time = Fraction(word)
-        except (ValueError, ZeroDivisionError):
-            raise LeanVideoError(f"{word!r} in the schedule is no time: give seconds such as 0, 0.5, 2.25.") from None
-        if not 0 <= time <= 86400:
+        if not re.fullmatch(r"\d{1,9}(\.\d{0,9})?", word, re.ASCII):
+            raise LeanVideoError(f"{word[:40]!r} in the schedule is no time: give seconds such as 0, 0.5, 2.25.")
+        time = Fraction(word)
+        if time > 86400:
             raise LeanVideoError(f"The time {word} in the schedule is out of range: a timeline starts at 0 and ends within a day.")
         places.append(round(time * fps))
     wanted = frames + closed
@@ -206,6 +221,6 @@ def _words(text: str) -> list[str]:
 
 
 def _whole(word: str, what: str) -> int:
-    if not word.isdecimal() or len(word) > 9:
-        raise LeanVideoError(f"{word!r} is no {what}: give whole numbers, with commas between.")
+    if not re.fullmatch(r"\d{1,9}", word, re.ASCII):
+        raise LeanVideoError(f"{word[:40]!r} is no {what}: give whole numbers, with commas between.")
     return int(word)

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from .audio import Audio
 from .presets import AUTO, PIXEL_FORMATS, PRESETS, Preset, Settings, check_settings, exact_fps
-from .writer import Frames, Numbered, PingPong, VideoWriter, Written, combine
+from .writer import Frames, Numbered, PingPong, Stream, VideoWriter, Written, combine
 
-__all__ = ["AUTO", "PIXEL_FORMATS", "PRESETS", "Audio", "Frames", "Numbered", "PingPong", "Preset", "Settings", "VideoWriter", "Written", "check_settings", "combine", "exact_fps"]
+__all__ = [
+    "AUTO",
+    "PIXEL_FORMATS",
+    "PRESETS",
+    "Audio",
+    "Frames",
+    "Numbered",
+    "PingPong",
+    "Preset",
+    "Settings",
+    "Stream",
+    "VideoWriter",
+    "Written",
+    "check_settings",
+    "combine",
+    "exact_fps",
+]

