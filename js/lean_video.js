@@ -6,7 +6,7 @@ import { listenForDrops } from "./drop.js";
 import { existingPanel, make, panelOf } from "./panel.js";
 
 const SAMPLER = "LeanVideoTemporalSampler";
-const COMBINE = "LeanVideoCombine";
+const WRITERS = ["LeanVideoCombine", "LeanVideoInterpolateFile"];
 const OURS = /^LeanVideo/;
 
 app.registerExtension({
@@ -31,7 +31,7 @@ app.registerExtension({
       guarded(() => showOutput(this, output))();
       return result;
     };
-    if (id !== COMBINE) return;
+    if (!WRITERS.includes(id)) return;
     playHere(node);
     // Outputs that the page brings back (another tab, the history) come without an `executed` event.
     const drawn = node.onDrawBackground;
@@ -43,7 +43,7 @@ app.registerExtension({
   },
 
   loadedGraphNode(node) {
-    if (node.type !== COMBINE) return;
+    if (!WRITERS.includes(node.type)) return;
     for (const wait of [0, 300, 1500]) setTimeout(guarded(() => restore(node)), wait);
   },
 });
@@ -74,7 +74,7 @@ function markStopped(id) {
   panel.caption(fact(`Stopped at step ${panel.live.step} of ${panel.live.steps}`));
 }
 
-// ---- the player of Video Combine ----
+// ---- the player of nodes that write a video ----
 
 /** Keeps the page from showing the clip a second time; what it does with other nodes is left alone. */
 function playHere(node) {
@@ -105,7 +105,7 @@ function restore(node) {
 
 function showOutput(node, output) {
   addNotes(node, notesOf(output));
-  if ((node.comfyClass ?? node.type) === COMBINE) showClips(node, output, true);
+  if (WRITERS.includes(node.comfyClass ?? node.type)) showClips(node, output, true);
 }
 
 /** `fresh`: from a run just now, so a file of the same name in the temporary folder may be another clip. */

@@ -15,12 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fetch_models
 import get_comfyui
 from comfy_client import Client, Prompt, Rejected, Run
 from comfy_server import Server, link, needs_cpu
 from environment import ROOT, WORK, SetupError, say
 
 WORKFLOWS = ROOT / "workflows"
+WORKFLOW = "keyframes_to_video"
 RESULTS = ROOT / "demo-output"
 SMALL: dict[str, int] = {"width": 256, "height": 128, "frames": 8, "steps": 6}
 BAR = 30
@@ -35,6 +37,10 @@ def main() -> int:
         say(str(error))
         return 1
     say(f"ComfyUI {host.version} in {host.path}")
+    try:
+        fetch_models.fetch_all()
+    except SetupError as error:
+        say(f"{error}\nGoing on without: optical flow makes the frames between the keyframes.")
     with tempfile.TemporaryDirectory(prefix="lean-video-demo-", ignore_cleanup_errors=True) as scratch:
         server = Server(host, Path(scratch), flags=_flags(host))
         RESULTS.mkdir(exist_ok=True)
@@ -86,8 +92,8 @@ def _flags(host: get_comfyui.Host) -> tuple[str, ...]:
 def _run(client: Client, checkpoint: str, small: bool) -> Run:
     """Upload the photograph, queue the shipped workflow and follow it."""
     photo = client.upload(WORKFLOWS / "input" / "photo.jpg")
-    canvas = json.loads((WORKFLOWS / "image_to_video.json").read_text(encoding="utf-8"))
-    prompt: Prompt = json.loads((WORKFLOWS / "api" / "image_to_video.json").read_text(encoding="utf-8"))
+    canvas = json.loads((WORKFLOWS / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
+    prompt: Prompt = json.loads((WORKFLOWS / "api" / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
     changes: dict[str, Any] = {"checkpoint": checkpoint, "image": photo, **(SMALL if small else {})}
     if small:
         text = "{width}x{height}, {frames} frames and {steps} steps".format(**SMALL)
@@ -98,7 +104,7 @@ def _run(client: Client, checkpoint: str, small: bool) -> Run:
         inputs.update({name: changes[name] for name in typed_in if name in changes})
     follow = _Follower(prompt)
     prompt_id = client.queue(prompt, canvas)
-    say(f"Queued workflows/api/image_to_video.json as {prompt_id}")
+    say(f"Queued workflows/api/{WORKFLOW}.json as {prompt_id}")
     # A real checkpoint on a slow machine may take hours; Ctrl+C ends it.
     run = client.wait(prompt_id, 24 * 3600, follow)
     client.close()

