@@ -29,7 +29,7 @@ def nodes() -> Iterator[dict[str, Any]]:
     try:
         spec.loader.exec_module(pack)
         host = sys.modules[f"{name}.nodes.host"]
-        for listing in ("model_names", "model_folders"):
+        for listing in ("model_names", "model_folders", "interpolation_weights", "input_videos"):
             patch.setattr(host, listing, lambda *_: [])
         yield pack.NODE_CLASS_MAPPINGS
     finally:

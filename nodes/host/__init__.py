@@ -1,0 +1,42 @@
+"""The only door to ComfyUI, which is imported inside the functions, so that the node classes can be read without it."""
+
+from __future__ import annotations
+
+from .devices import Kept, LeanVideoWeights, card, device, free_bytes, free_host_bytes, half_is_faster, make_room, room, weights_may_stay
+from .folders import check_prefix, input_file, input_videos, interpolation_weights, model_folders, model_names, model_path, output_path, temp_path, user_folder
+from .page import metadata_disabled, note, progress, sampling_progress, send, throw_if_interrupted
+from .video import has_video_type, video_file, video_frames, video_from_file, video_from_frames
+
+__all__ = [
+    "Kept",
+    "LeanVideoWeights",
+    "card",
+    "check_prefix",
+    "device",
+    "free_bytes",
+    "free_host_bytes",
+    "half_is_faster",
+    "has_video_type",
+    "input_file",
+    "input_videos",
+    "interpolation_weights",
+    "make_room",
+    "metadata_disabled",
+    "model_folders",
+    "model_names",
+    "model_path",
+    "note",
+    "output_path",
+    "progress",
+    "room",
+    "sampling_progress",
+    "send",
+    "temp_path",
+    "throw_if_interrupted",
+    "user_folder",
+    "video_file",
+    "video_frames",
+    "video_from_file",
+    "video_from_frames",
+    "weights_may_stay",
+]
