@@ -23,6 +23,9 @@ from .video import ABSENT, check_format, check_video, file_changed, format_input
 
 CATEGORY = "Lean Video"
 AUTO = "auto"
+
+host.register_interpolation_weights()
+
 MULTIPLIER, TARGET_FPS, COUNTS, TIMES = "multiplier", "target fps", "frames per pair", "keyframe times"
 _VIDEO = ("VIDEO",) if host.has_video_type() else ()
 _PRECISIONS = ("auto", "fp32", "fp16")

@@ -37,7 +37,7 @@ def interpolate_film(
     check_rate(source.fps, rate)
     report = Report()
     made = interpolate_stream(_steady(source, source.fps), interpolator, AtRate(rate), fps=source.fps, handling=handling, batch=batch, report=report, say=say)
-    total = math.floor(source.measure().last * rate) + 1
+    total = math.floor(source.measure().times[-1] * rate) + 1
     return write(Stream(made, source.size, total), source.sound), report
 
 

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .devices import Kept, LeanVideoWeights, card, device, free_bytes, free_host_bytes, half_is_faster, make_room, room, weights_may_stay
-from .folders import check_prefix, input_file, input_videos, interpolation_weights, model_folders, model_names, model_path, output_path, temp_path, user_folder
+from .folders import (
+    check_prefix,
+    input_file,
+    input_videos,
+    interpolation_weights,
+    model_folders,
+    model_names,
+    model_path,
+    output_path,
+    register_interpolation_weights,
+    temp_path,
+    user_folder,
+)
 from .page import metadata_disabled, note, progress, sampling_progress, send, throw_if_interrupted
 from .video import has_video_type, video_file, video_frames, video_from_file, video_from_frames
 
@@ -28,6 +40,7 @@ __all__ = [
     "note",
     "output_path",
     "progress",
+    "register_interpolation_weights",
     "room",
     "sampling_progress",
     "send",

@@ -38,14 +38,23 @@ def model_folders(kind: str) -> list[Path]:
         return []
 
 
-def interpolation_weights() -> dict[str, Path]:
-    """Files of weights for frame interpolation, by the name that the list shows: from ComfyUI's own folder, the pack's, and those that users of other packs have."""
-    import folder_paths
-
+def register_interpolation_weights() -> None:
+    """Makes known where weights for frame interpolation are: ComfyUI's own folder, the pack's, and those of other packs. To be called when the pack is loaded,
+    before ComfyUI has listed files; nothing happens outside ComfyUI."""
+    try:
+        import folder_paths
+    except ImportError:
+        return
     models = Path(folder_paths.models_dir)
     _also_in("frame_interpolation", models / "frame_interpolation", PACK / "models")
     elsewhere = [folder for custom in model_folders("custom_nodes") for folder in custom.glob("*[Ff]rame-[Ii]nterpolation/ckpts/rife")]
     _also_in("rife", models / "rife", *elsewhere)
+
+
+def interpolation_weights() -> dict[str, Path]:
+    """Files of weights for frame interpolation, by the name that the list shows."""
+    import folder_paths
+
     found: dict[str, Path] = {}
     for kind in ("frame_interpolation", "rife"):
         for name in model_names(kind):
