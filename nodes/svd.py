@@ -10,8 +10,8 @@ from ..lean_video.checkpoints import hub, open_svd
 from ..lean_video.checkpoints.diffusers_folder import is_diffusers_folder
 from ..lean_video.checkpoints.open import PRECISIONS, svd_parts
 from ..lean_video.errors import LeanVideoError
+from ..lean_video.media.resize import RESIZE_MODES
 from ..lean_video.models import render, svd
-from ..lean_video.models.images import RESIZE_MODES
 from ..lean_video.sampling import GUIDANCE_MODES, SCHEDULES, SOLVERS
 from . import host
 from .inputs import check_connected

@@ -20,7 +20,6 @@ from ..lean_video.media import (
     FrameSource,
     Numbered,
     PingPong,
-    Sound,
     Stream,
     VideoReader,
     Written,
@@ -162,13 +161,8 @@ class LoadVideoFrames:
             host.note(unique_id, note)
         frames_THWC = clip.frames_THWC
         mask = 1 - frames_THWC[..., 3] if frames_THWC.shape[-1] == 4 else torch.zeros(1, 64, 64)
-        sound = None if clip.sound is None else _audio(clip.sound)
-        return {"ui": {"text": list(clip.notes)}, "result": (frames_THWC[..., :3], sound, float(clip.fps), len(frames_THWC), mask)}
-
-
-def _audio(sound: Sound) -> dict[str, Any]:
-    whole = sound.whole()
-    return {"waveform": whole.waveform_CS[None], "sample_rate": whole.sample_rate}
+        sound = None if clip.sound is None else {"waveform": clip.sound.waveform_CS[None], "sample_rate": clip.sound.sample_rate}
+        return {"ui": {"text": list(clip.notes)}, "result": (frames_THWC[..., :3].contiguous(), sound, float(clip.fps), len(frames_THWC), mask)}
 
 
 def format_inputs(prefix: str) -> dict[str, Any]:

@@ -60,20 +60,13 @@ def preset_for(out: Path) -> str:
 
 
 def read_image(path: Path) -> Tensor:
-    """[H,W,3 or 4], float32 0..1, turned as its EXIF says."""
-    import numpy as np
+    """[H,W,3 or 4], float32 0..1, turned as its EXIF says. Raises LeanVideoError."""
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            pixels = np.asarray(image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"))
-    except FileNotFoundError:
-        raise LeanVideoError(f"There is no image {path}: check the name.") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError):
-        raise LeanVideoError(f"{path.name} is not an image that can be read: use a PNG, JPEG or WebP file.") from None
-    return torch.from_numpy(pixels.copy()).float() / 255
+    from ..media.stills import read_image
+
+    image_HWC = read_image(path)
+    return image_HWC.float() / 255 if image_HWC.dtype == torch.uint8 else image_HWC
 
 
 def write_image(picture_HWC: Tensor, path: Path) -> None:

@@ -5,14 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..errors import LeanVideoError
 
 if TYPE_CHECKING:
     import torch
 
-_LAYOUT_OF_CHANNELS = {1: "mono", 2: "stereo", 6: "5.1"}
+LAYOUT_OF_CHANNELS = {1: "mono", 2: "stereo", 6: "5.1"}
+
+
+@runtime_checkable
+class Sound(Protocol):
+    """Sound that is read piece by piece: `sample_rate` in Hz, `channels` 1, 2 or 6."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Samples `start` to `stop` as float [channels, stop - start], silent where there is no sound."""
+        ...
+
+
+def sound_of(value: object) -> Sound:
+    """A Sound as it is, and anything else as `Audio.of` takes it."""
+    return value if isinstance(value, Sound) and not isinstance(value, Audio) else Audio.of(value)
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,18 @@ class Audio:
 
     waveform_CS: torch.Tensor
     sample_rate: int
+
+    @property
+    def channels(self) -> int:
+        return self.waveform_CS.shape[0]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Samples `start` to `stop`, silent where there is no sound."""
+        from torch.nn.functional import pad
+
+        inside_CS = self.waveform_CS[:, max(0, start) : max(0, stop)]
+        before = min(max(0, -start), stop - start)
+        return pad(inside_CS, (before, stop - start - before - inside_CS.shape[1]))
 
     @staticmethod
     def of(value: object) -> Audio:
@@ -42,7 +74,7 @@ class Audio:
             waveform = waveform[0]
         if waveform.ndim != 2 or waveform.numel() == 0:
             raise LeanVideoError(f"The audio has no samples (its shape is {list(waveform.shape)}): disconnect it or give audio that is not empty.")
-        if waveform.shape[0] not in _LAYOUT_OF_CHANNELS:
+        if waveform.shape[0] not in LAYOUT_OF_CHANNELS:
             raise LeanVideoError(f"The audio has {waveform.shape[0]} channels: give mono, stereo or 5.1.")
         if not 1000 <= rate <= 384000:
             raise LeanVideoError(f"The audio's sample rate is {rate} Hz: give one from 1000 to 384000.")
@@ -52,15 +84,15 @@ class Audio:
 
 
 class Soundtrack:
-    """Encodes an Audio into a stream of an open PyAV container, as far as the video has come; what is missing at the end is silence."""
+    """Encodes a Sound into a stream of an open PyAV container, as far as the video has come; what is missing at the end is silence."""
 
-    def __init__(self, container: Any, audio: Audio, codec: str, rates: tuple[int, ...]) -> None:
+    def __init__(self, container: Any, sound: Sound, codec: str, rates: tuple[int, ...]) -> None:
         from av.audio.resampler import AudioResampler
 
-        self._audio = audio
+        self._sound = sound
         self._container = container
-        layout = _LAYOUT_OF_CHANNELS[audio.waveform_CS.shape[0]]
-        rate = audio.sample_rate if not rates or audio.sample_rate in rates else 48000
+        layout = LAYOUT_OF_CHANNELS[sound.channels]
+        rate = sound.sample_rate if not rates or sound.sample_rate in rates else 48000
         self._stream = container.add_stream(codec, rate=rate)
         self._stream.layout = layout
         self._resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
@@ -69,14 +101,10 @@ class Soundtrack:
 
     def advance(self, until: Fraction) -> None:
         """Encode up to `until` seconds."""
-        import torch
-
-        stop = int(until * self._audio.sample_rate)
+        stop = int(until * self._sound.sample_rate)
         while self._read < stop:
-            piece_CS = self._audio.waveform_CS[:, self._read : min(stop, self._read + self._audio.sample_rate)]
-            if piece_CS.shape[1] == 0:
-                piece_CS = torch.zeros(self._audio.waveform_CS.shape[0], min(stop - self._read, self._audio.sample_rate))
-            self._encode(self._resampler.resample(_frame(piece_CS, self._layout, self._audio.sample_rate, self._read)))
+            piece_CS = self._sound.read(self._read, min(stop, self._read + self._sound.sample_rate))
+            self._encode(self._resampler.resample(_frame(piece_CS, self._layout, self._sound.sample_rate, self._read)))
             self._read += piece_CS.shape[1]
 
     def finish(self, until: Fraction) -> None:
@@ -87,7 +115,7 @@ class Soundtrack:
         total = round(until * self._rate)
         self._encode(self._resampler.resample(None), total)
         if self._written < total:
-            rest_CS = torch.zeros(self._audio.waveform_CS.shape[0], total - self._written)
+            rest_CS = torch.zeros(self._sound.channels, total - self._written)
             self._encode([_frame(rest_CS, self._layout, self._rate, self._written)])
         self._container.mux(self._stream.encode(None))
 

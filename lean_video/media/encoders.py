@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .audio import Audio, Soundtrack
+from .audio import Sound, Soundtrack
 from .containers import GifComments, WebPFile, png_with_text
 from .pixels import LAYOUTS, fill, padded_size, samples
 
@@ -34,7 +34,7 @@ class Encoder(Protocol):
         ...
 
 
-def open_encoder(path: Path, settings: Settings, size: tuple[int, int], metadata: Mapping[str, str], audio: Audio | None) -> Encoder:
+def open_encoder(path: Path, settings: Settings, size: tuple[int, int], metadata: Mapping[str, str], sound: Sound | None) -> Encoder:
     """The encoder for `settings`, writing into the existing empty file or folder `path`; `size` is (width, height)."""
     if settings.preset.kind == "webp":
         return _WebP(path, settings, size, metadata)
@@ -42,13 +42,13 @@ def open_encoder(path: Path, settings: Settings, size: tuple[int, int], metadata
         return _PngSequence(path, settings, size, metadata)
     if settings.preset.kind == "gif":
         return _Gif(path, settings, size, metadata)
-    return _Video(path, settings, size, metadata, audio)
+    return _Video(path, settings, size, metadata, sound)
 
 
 class _Video:
     """A container written by FFmpeg."""
 
-    def __init__(self, path: Path, settings: Settings, size: tuple[int, int], metadata: Mapping[str, str], audio: Audio | None) -> None:
+    def __init__(self, path: Path, settings: Settings, size: tuple[int, int], metadata: Mapping[str, str], sound: Sound | None) -> None:
         import av
 
         preset = settings.preset
@@ -66,7 +66,7 @@ class _Video:
             stream.codec_context.codec_tag = preset.codec_tag
         self._stream = stream
         self._packets = 0
-        self._sound = Soundtrack(self._container, audio, preset.audio_codec, preset.audio_rates) if audio and preset.audio_codec else None
+        self._sound = Soundtrack(self._container, sound, preset.audio_codec, preset.audio_rates) if sound and preset.audio_codec else None
 
     def write(self, frame_HWC: torch.Tensor, index: int) -> None:
         frame = _video_frame(self._size, self._settings.pixel_format, samples(frame_HWC, self._layout))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import LeanVideoError
-from .audio import Audio
+from .audio import sound_of
 from .encoders import Encoder, open_encoder
 from .pixels import LAYOUTS, frame_tensor, padded_size
 from .presets import AUTO, Preset, Settings, check_settings
@@ -83,7 +83,7 @@ class VideoWriter:
     """Writes frames of (width, height) = `size` to `path` as `preset` says.
 
     Use it as a context manager: leaving normally finishes the file and puts it in place under its name, leaving by an exception removes it.
-    `metadata` becomes container tags, PNG text, EXIF (WebP) or comments (GIF). `audio` is an Audio or ComfyUI's dictionary, cut or
+    `metadata` becomes container tags, PNG text, EXIF (WebP) or comments (GIF). `audio` is a Sound or ComfyUI's dictionary, cut or
     filled with silence to the length of the clip. `loop_count` is how often a GIF or WebP plays, 0 for ever.
     After it, `path` is the final file and `notes` holds sentences for the user.
     Raises LeanVideoError for settings that the format cannot hold, frames that are no images, and everything that the disk or the encoder refuses.
@@ -108,7 +108,7 @@ class VideoWriter:
         self._size = size
         self._finished = self._failed = False
         self._check_size()
-        sound = Audio.of(audio) if audio is not None else None
+        sound = sound_of(audio) if audio is not None else None
         if sound and not self.settings.preset.audio_codec:
             self.notes.append(f"{self.settings.preset.name} has no sound, so the audio was left out.")
         with _sentences(path.folder if isinstance(path, Numbered) else Path(path)):
@@ -212,7 +212,7 @@ def combine(
     The rest is VideoWriter's, including what is raised.
     """
     clip = frames if isinstance(frames, Stream) else _stream_of(frames)
-    sound = Audio.of(audio) if audio is not None else None
+    sound = sound_of(audio) if audio is not None else None
     small: VideoWriter | None = None
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: _remove(small.path) if small and not writer.path.exists() else None)

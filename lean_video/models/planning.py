@@ -285,6 +285,13 @@ class Clip:
 
     def what_fits(self, device: torch.device, budget: float) -> str:
         """Which shorter clip, and which smaller one, would keep a budget that this one does not."""
+        frames, size = self.alternatives(device, budget)
+        would = [f"{frames} frames of this size"] if frames else []
+        would += ["{} frames of {}x{}".format(self.shape.frames, *size)] if size else []
+        return f"{' or '.join(would)} would fit" if would else "nothing of this length or of this size fits"
+
+    def alternatives(self, device: torch.device, budget: float) -> tuple[int, tuple[int, int] | None]:
+        """The most frames of this size, and the largest size of about this shape for as many frames, that keep a budget which this clip does not; 0 and None where none does."""
 
         def fits(frames: int, width: int, height: int) -> bool:
             clip = Clip(self._parts, self.shape.precision, frames, width, height, self._store, self._workspace)
@@ -294,7 +301,6 @@ class Clip:
         frames, width, height = self.shape.frames, self.shape.width, self.shape.height
         step = svd.size_step(self._parts)
         most = _last(frames - 1, lambda count: fits(count, width, height))
-        # Sizes of about the same shape, by their shorter side.
         ratio = max(width, height) / min(width, height)
         short = min(width, height) // step
 
@@ -303,9 +309,7 @@ class Clip:
             return sides if width <= height else (sides[1], sides[0])
 
         units = _last(short - 1, lambda count: fits(frames, *smaller(count)))
-        would = [f"{most} frames of this size"] if most else []
-        would += ["{} frames of {}x{}".format(frames, *smaller(units))] if units else []
-        return f"{' or '.join(would)} would fit" if would else "nothing of this length or of this size fits"
+        return most, smaller(units) if units else None
 
     def _stored(self, what: object, measure: Callable[[], Sequence[float]]) -> Sequence[float]:
         return self._store.get(_digest([_code(), repr(self.shape), repr(what)]), measure)

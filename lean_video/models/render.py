@@ -17,10 +17,11 @@ from ..lean import vae as lean_vae
 from ..lean.transfer import Transfer, Weights, transfer_to
 from ..lean.unet import sampling_plans
 from ..lean.vae import decode_plans
+from ..media.resize import fit
 from ..sampling import guidance_scale, guide, is_guided, sample
 from ..vram.ladder import Ladder, OutOfPlansError, is_device_lost, is_out_of_memory
 from . import planning
-from .images import check_image, clip_pixels, fit
+from .images import check_image, clip_pixels
 from .svd import LATENT_CHANNELS, MIN_STRENGTH, SPATIAL_FACTOR, Conditioning, Progress, SVDModel, check_clip, check_latents, check_steps, estimator, round_size
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lean_video.errors import LeanVideoError
-from lean_video.models.images import RESIZE_MODES, check_image, clip_pixels, fit
+from lean_video.media.resize import RESIZE_MODES, fit
+from lean_video.models.images import check_image, clip_pixels
 from tests.engine.conftest import relative
 
 MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
