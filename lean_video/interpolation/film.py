@@ -8,11 +8,13 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from ..errors import LeanVideoError
 from ..media import FrameSource, Sound, Stream, TimedFrame, Written
 from .clip import Handling, Report, Say, interpolate_stream
 from .interpolator import Interpolator
 from .timeline import AtRate, check_rate
 
+LONGEST_S = 48 * 3600
 _ROUNDED = Fraction(1, 10)  # of a frame: what times in files are off by where they are counted in milliseconds
 
 
@@ -37,7 +39,12 @@ def interpolate_film(
     check_rate(source.fps, rate)
     report = Report()
     made = interpolate_stream(_steady(source, source.fps), interpolator, AtRate(rate), fps=source.fps, handling=handling, batch=batch, report=report, say=say)
-    total = math.floor(source.measure().times[-1] * rate) + 1
+    last = source.measure().times[-1]
+    if last > LONGEST_S:
+        raise LeanVideoError(
+            f"{source.name} says that it lasts {float(last) / 3600:.0f} hours: its timestamps are broken, so convert it first, or cut it to at most {LONGEST_S // 3600}."
+        )
+    total = math.floor(last * rate) + 1
     return write(Stream(made, source.size, total), source.sound), report
 
 

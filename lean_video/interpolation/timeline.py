@@ -5,6 +5,7 @@ Times are exact: seconds since the first frame of the clip, as fractions.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -68,7 +69,7 @@ class Schedule(Protocol):
         """Whether the result is a film at a rate of its own, so that leaving a frame out would shift the rest."""
         ...
 
-    def times(self, gap: Gap) -> list[Fraction]:
+    def times(self, gap: Gap) -> Iterator[Fraction]:
         """The times of the result in this gap, from `gap.start` on and before `gap.end`, in order."""
         ...
 
@@ -88,10 +89,11 @@ class Between:
     def keeps_time(self) -> bool:
         return False
 
-    def times(self, gap: Gap) -> list[Fraction]:
+    def times(self, gap: Gap) -> Iterator[Fraction]:
         pieces = 1 + (self.counts if isinstance(self.counts, int) else self.counts[gap.index])
-        lead = [gap.start] * (self.lead if gap.index == 0 else 0)
-        return lead + [gap.start + (gap.end - gap.start) * Fraction(k, pieces) for k in range(pieces)]
+        yield from itertools.repeat(gap.start, self.lead if gap.index == 0 else 0)
+        for k in range(pieces):
+            yield gap.start + (gap.end - gap.start) * Fraction(k, pieces)
 
     def shows_last(self, time: Fraction) -> bool:
         return True
@@ -107,8 +109,9 @@ class AtRate:
     def keeps_time(self) -> bool:
         return True
 
-    def times(self, gap: Gap) -> list[Fraction]:
-        return [Fraction(k) / self.fps for k in range(math.ceil(gap.start * self.fps), math.ceil(gap.end * self.fps))]
+    def times(self, gap: Gap) -> Iterator[Fraction]:
+        for k in range(math.ceil(gap.start * self.fps), math.ceil(gap.end * self.fps)):
+            yield k / self.fps
 
     def shows_last(self, time: Fraction) -> bool:
         return (time * self.fps).denominator == 1
