@@ -28,7 +28,8 @@ def test_a_shipped_workflow_loads_without_a_missing_node(canvas: Canvas, name: s
 
 @pytest.mark.parametrize("name", files.NAMES)
 def test_pressing_run_plays_the_finished_video_and_its_file_restores_the_workflow(canvas: Canvas, server: Server, tmp_path: Path, name: str) -> None:
-    Comfy(server).upload(files.small_clip(tmp_path))
+    for clip in files.small_clips(tmp_path):
+        Comfy(server).upload(clip)
     workflow = files.canvas(name)
     canvas.load(workflow)
     canvas.set_widgets(SMALL)
@@ -41,4 +42,5 @@ def test_pressing_run_plays_the_finished_video_and_its_file_restores_the_workflo
     canvas.clear()
     canvas.drop(movie.name, movie.read_bytes(), "video/mp4")
     canvas.wait_for_types(sorted(node["type"] for node in workflow["nodes"]))
-    assert canvas.widget("LeanVideoTemporalSampler", "steps") == SMALL["steps"]
+    if name != "smooth_video":
+        assert canvas.widget("LeanVideoTemporalSampler", "steps") == SMALL["steps"]

@@ -24,9 +24,9 @@ FLOW = "optical flow"
 FPS, FRAMES, WIDTH, HEIGHT = 10, 12, 96, 64
 
 
-def keyframes(images: list[Any], **changes: Any) -> dict[str, Any]:
+def keyframes(given: Any, **changes: Any) -> dict[str, Any]:
     inputs: dict[str, Any] = {
-        "images": images,
+        "images": given,
         "model": FLOW,
         "mode": "multiplier",
         "multiplier": 2,
@@ -339,8 +339,10 @@ def empty(path: Path) -> None:
 
 def sound_only(path: Path) -> None:
     with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream("flac", rate=8000)
-        container.mux(stream.encode(av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")))
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 

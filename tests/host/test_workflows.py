@@ -17,8 +17,8 @@ from PIL import Image
 from tests.host import workflow_files as files
 from tests.host.comfy import CHECKPOINT, Comfy
 
-# What the files leave to the user: which checkpoint, and which of the user's pictures.
-USERS_OWN = (("LeanVideoSVDLoader", "checkpoint"), ("LoadImage", "image"))
+# What the files leave to the user: which checkpoint, and which of the user's pictures and films.
+USERS_OWN = (("LeanVideoSVDLoader", "checkpoint"), ("LoadImage", "image"), ("LeanVideoInterpolateFile", "file"))
 SMALL: dict[str, Any] = {"checkpoint": CHECKPOINT, "width": 128, "height": 64, "frames": 4, "steps": 2}
 
 
@@ -111,12 +111,37 @@ def test_image_to_video_makes_an_mp4_and_its_frames(comfy: Comfy, server: Server
 
 
 def test_video_to_video_keeps_the_length_of_its_start_clip(comfy: Comfy, tmp_path: Path) -> None:
-    comfy.upload(files.small_clip(tmp_path))
+    upload_clips(comfy, tmp_path)
     run = comfy.run(_small(files.api_twin("video_to_video")))
     assert run.status == "success", run.message
     movie = next(out["lean_video_files"][0] for out in run.outputs.values() if "lean_video_files" in out)
     with av.open(io.BytesIO(comfy.view(movie))) as container:
         assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+def test_keyframes_to_video_makes_a_clip_of_four_times_the_rate(comfy: Comfy, tmp_path: Path) -> None:
+    files.upload_inputs(comfy)
+    run = comfy.run(_small(files.api_twin("keyframes_to_video")))
+    assert run.status == "success", run.message
+    movie = next(out["lean_video_files"][0] for out in run.outputs.values() if "lean_video_files" in out)
+    with av.open(io.BytesIO(comfy.view(movie))) as container:
+        assert container.streams.video[0].average_rate == 24
+        assert sum(1 for _ in container.decode(video=0)) == 13
+
+
+def test_smooth_video_doubles_the_rate_of_a_film(comfy: Comfy, tmp_path: Path) -> None:
+    upload_clips(comfy, tmp_path)
+    run = comfy.run(files.api_twin("smooth_video"))
+    assert run.status == "success", run.message
+    movie = next(out["lean_video_files"][0] for out in run.outputs.values() if "lean_video_files" in out)
+    with av.open(io.BytesIO(comfy.view(movie))) as container:
+        assert container.streams.video[0].average_rate == 12
+        assert sum(1 for _ in container.decode(video=0)) == 11
+
+
+def upload_clips(comfy: Comfy, folder: Path) -> None:
+    for clip in files.small_clips(folder):
+        comfy.upload(clip)
 
 
 def _luma(picture: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from comfy_client import Prompt
 from environment import ROOT
 from PIL import Image, ImageSequence
+
+from lean_video.media import combine
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.json"))
@@ -90,12 +94,13 @@ def upload_inputs(client: Any) -> None:
             client.upload(file)
 
 
-def small_clip(folder: Path) -> Path:
-    """The shipped clip, six frames of 128x64, under its own name in `folder`."""
+def small_clips(folder: Path) -> list[Path]:
+    """The shipped clips, six frames of 128x64, under their own names in `folder`."""
     with Image.open(FOLDER / "input" / "clip.webp") as clip:
         frames = [frame.convert("RGB").resize((128, 64)) for frame in ImageSequence.Iterator(clip)][:6]
     frames[0].save(folder / "clip.webp", save_all=True, append_images=frames[1:], lossless=True)
-    return folder / "clip.webp"
+    frames_THWC = torch.stack([torch.from_numpy(np.array(frame)) for frame in frames])
+    return [folder / "clip.webp", combine(frames_THWC, folder / "clip.mp4", "h264 (mp4)", 6).path]
 
 
 def thumbnail(name: str) -> Path:
