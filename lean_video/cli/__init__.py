@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import LeanVideoError
-from . import interpolate, svd
+from . import interpolate, svd, vram
 from .terminal import Parser
 
 
@@ -32,4 +32,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     svd.add_commands(commands.add_parser)
     interpolate.add_commands(commands.add_parser)
+    vram.add_commands(commands.add_parser)
     return parser

@@ -1,0 +1,329 @@
+"""Where the memory of a run went: what was held in each node and at each step, kept for the last runs.
+
+A run tells of itself by events, which may come late, twice or never; samples of what there is come from elsewhere and belong to the node that runs then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .gauges import Device, Snapshot, torch_in_use
+
+MOST_SAMPLES = 2000
+MOST_NODES = 2000
+MOST_STEPS = 500
+SHORT = 300  # characters of a message or a title that are kept
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a node is, for people."""
+
+    type: str
+    title: str
+
+
+class Probe(Protocol):
+    """What was held since a node began, in bytes; more exact than samples where the system can tell."""
+
+    def begin(self) -> tuple[int | None, int]:
+        """Starts anew; what is held now of the device, None where it cannot tell, and of the host."""
+        ...
+
+    def peak(self) -> tuple[int | None, int]:
+        """The most since then."""
+        ...
+
+
+class ProcessProbe:
+    """This process: torch's allocator where it is in use, and on Linux the kernel's high-water mark of RAM."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._own: Any = psutil.Process()
+        self._start = 0
+
+    def begin(self) -> tuple[int | None, int]:
+        with contextlib.suppress(OSError):  # another system, or no permission: samples must do
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._start = int(self._own.memory_info().rss)
+        torch = torch_in_use()
+        if torch is None:
+            return None, self._start
+        held = 0
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+            held += int(torch.cuda.memory_allocated(index))
+        return held, self._start
+
+    def peak(self) -> tuple[int | None, int]:
+        torch = torch_in_use()
+        device = None if torch is None else sum(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
+        return device, max(_high_water(), int(self._own.memory_info().rss))
+
+
+def _high_water() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+@dataclass
+class _Node:
+    id: str
+    label: Label
+    started: float
+    device_start: int | None
+    host_start: int
+    device_peak: int | None
+    host_peak: int
+    seconds: float | None = None
+    status: str = "running"
+    predicted: int | None = None
+    steps: list[dict[str, Any]] = field(default_factory=lambda: [])
+
+
+@dataclass
+class _Run:
+    id: str
+    began: float  # by the clock on the wall
+    origin: float  # by the clock that only goes forward
+    labels: Mapping[str, Label]
+    seconds: float | None = None
+    status: str = "running"
+    message: str | None = None
+    nodes: list[_Node] = field(default_factory=lambda: [])
+    predicted: dict[str, int] = field(default_factory=lambda: {})
+    at: list[float] = field(default_factory=lambda: [])
+    samples: list[Snapshot] = field(default_factory=lambda: [])
+    every: int = 1  # samples that were merged into one
+    skipped: int = 0
+
+
+class Recorder:
+    """Keeps the last `history` runs. Safe to be told from several threads; no event makes it raise."""
+
+    def __init__(self, history: int = 50, probe: Probe | None = None) -> None:
+        self._history = history
+        self._probe: Probe = ProcessProbe() if probe is None else probe
+        self._runs: OrderedDict[str, _Run] = OrderedDict()
+        self._lock = threading.RLock()
+        self._current: _Run | None = None
+
+    def start_run(self, run_id: str, labels: Mapping[str, Label]) -> None:
+        with self._lock:
+            if run_id in self._runs:
+                return
+            kept = {node: Label(label.type[:SHORT], label.title[:SHORT]) for node, label in list(labels.items())[:MOST_NODES]}
+            self._current = self._runs[run_id] = _Run(run_id, time.time(), time.monotonic(), kept)
+            while len(self._runs) > self._history:
+                self._runs.popitem(last=False)
+
+    def start_node(self, run_id: str, node_id: str) -> None:
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.status != "running":
+                return
+            running = self._running(run)
+            if running is not None and running.id == node_id:
+                return
+            self._finish(run, "done")
+            if len(run.nodes) >= MOST_NODES:
+                return
+            # A node inside a subgraph or made on the way has the name of the one on the canvas in front of its own.
+            label = run.labels.get(node_id) or run.labels.get(node_id.split(":")[0]) or run.labels.get(node_id.split(".")[0]) or Label("", f"node {node_id}"[:SHORT])
+            device, host = self._probe.begin()
+            run.nodes.append(_Node(node_id[:SHORT], label, time.monotonic() - run.origin, device, host, device, host, predicted=run.predicted.get(node_id)))
+
+    def step(self, run_id: str, node_id: str, label: str, done: int, total: int) -> None:
+        """A step of a node is done: of a sampler, a strip of a decode, a frame."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            node = None if run is None else next((node for node in reversed(run.nodes) if node.id == node_id), None)
+            if run is None or node is None or node.status != "running" or len(node.steps) >= MOST_STEPS:
+                return
+            device, host = self._probe.peak()
+            self._raise_peaks(node, device, host)
+            node.steps.append({"at": time.monotonic() - run.origin, "label": label[:SHORT], "done": done, "total": total, "device": device, "host": host})
+
+    def finish_node(self, run_id: str, node_id: str) -> None:
+        with self._lock:
+            run = self._runs.get(run_id)
+            running = None if run is None else self._running(run)
+            if run is not None and running is not None and running.id == node_id:
+                self._finish(run, "done")
+
+    def predict(self, run_id: str, node_id: str, peak: int) -> None:
+        """What a node was expected to take of the device, before or while it runs."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return
+            if len(run.predicted) < MOST_NODES:
+                run.predicted[node_id] = peak
+            for node in run.nodes:
+                if node.id == node_id:
+                    node.predicted = peak
+
+    def end_run(self, run_id: str, status: str, message: str | None = None) -> None:
+        """`status` is success, error or interrupted. What runs then is what failed."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.status != "running":
+                return
+            self._finish(run, "done" if status == "success" else status)
+            run.seconds, run.status = time.monotonic() - run.origin, status
+            run.message = None if message is None else message[:4000]
+            if self._current is run:
+                self._current = None
+
+    def add(self, snapshot: Snapshot) -> None:
+        """A sample, for the run and the node that are at work."""
+        with self._lock:
+            run = self._current
+            if run is None:
+                return
+            node = self._running(run)
+            if node is not None:
+                self._raise_peaks(node, _of_process(snapshot) if node.device_start is None else None, snapshot.host.process)
+                if node.device_start is None:
+                    node.device_start = _of_process(snapshot)
+            run.skipped += 1
+            if run.skipped < run.every:
+                if run.samples:
+                    run.samples[-1] = _higher(run.samples[-1], snapshot)
+                return
+            run.skipped = 0
+            run.at.append(time.monotonic() - run.origin)
+            run.samples.append(snapshot)
+            if len(run.samples) >= MOST_SAMPLES:
+                run.samples = [_higher(*pair) for pair in zip(run.samples[::2], run.samples[1::2], strict=True)]
+                run.at = run.at[::2]
+                run.every *= 2
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What is known of each run, the newest first."""
+        with self._lock:
+            return [self._summary(run) for run in reversed(self._runs.values())]
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """All that is known of a run: the summary, each node in order, and the samples."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return None
+            now = time.monotonic() - run.origin
+            nodes = [
+                {
+                    "id": node.id,
+                    "type": node.label.type,
+                    "title": node.label.title,
+                    "started": node.started,
+                    "seconds": node.seconds,
+                    "status": node.status,
+                    "device": {"start": node.device_start, "peak": node.device_peak},
+                    "host": {"start": node.host_start, "peak": node.host_peak},
+                    "predicted": node.predicted,
+                    "steps": list(node.steps),
+                }
+                for node in run.nodes
+            ]
+            return {**self._summary(run), "now": now, "nodes": nodes, "samples": _columns(run)}
+
+    def _summary(self, run: _Run) -> dict[str, Any]:
+        devices = [node.device_peak for node in run.nodes if node.device_peak is not None]
+        sampled = [sample.host.process for sample in run.samples]
+        return {
+            "id": run.id,
+            "started": run.began,
+            "seconds": run.seconds,
+            "status": run.status,
+            "message": run.message,
+            "peak": {"device": max(devices, default=None), "host": max([node.host_peak for node in run.nodes] + sampled, default=0)},
+            "predicted": max(run.predicted.values(), default=None),
+            "nodes": len({node.id for node in run.nodes}),
+        }
+
+    def _finish(self, run: _Run, status: str) -> None:
+        node = self._running(run)
+        if node is None:
+            return
+        self._raise_peaks(node, *self._probe.peak())
+        node.seconds, node.status = time.monotonic() - run.origin - node.started, status
+
+    @staticmethod
+    def _running(run: _Run) -> _Node | None:
+        return run.nodes[-1] if run.nodes and run.nodes[-1].status == "running" else None
+
+    @staticmethod
+    def _raise_peaks(node: _Node, device: int | None, host: int) -> None:
+        node.host_peak = max(node.host_peak, host)
+        if device is not None:
+            node.device_peak = max(node.device_peak or 0, device)
+
+
+def _of_process(snapshot: Snapshot) -> int | None:
+    """What this process holds of the devices; where the driver does not tell, what is in use of them at all."""
+    if not snapshot.devices:
+        return None
+    held = [device.process for device in snapshot.devices]
+    if any(size is not None for size in held):
+        return sum(size or 0 for size in held)
+    return sum(device.used for device in snapshot.devices)
+
+
+def _higher(a: Snapshot, b: Snapshot) -> Snapshot:
+    """Two samples as one: of each figure the larger, so that no peak is lost."""
+    if len(a.devices) != len(b.devices):
+        return b if b.host.process >= a.host.process else a
+    devices = tuple(two if two.used >= one.used else one for one, two in zip(a.devices, b.devices, strict=True))
+    return Snapshot(a.time, max(a.host, b.host, key=lambda host: host.process), devices, b.problem or a.problem)
+
+
+def _columns(run: _Run) -> dict[str, Any]:
+    last: tuple[Device, ...] = run.samples[-1].devices if run.samples else ()
+
+    def column(i: int, what: str) -> list[Any]:
+        return [getattr(sample.devices[i], what) if i < len(sample.devices) else None for sample in run.samples]
+
+    devices = [
+        {"name": device.name, "total": device.total, "used": column(i, "used"), "process": column(i, "process"), "allocated": column(i, "allocated")}
+        for i, device in enumerate(last)
+    ]
+    return {"at": list(run.at), "host": [sample.host.process for sample in run.samples], "devices": devices}
+
+
+def chrome_trace(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run, as `Recorder.run` gives it, in the Trace Event Format that chrome://tracing and Perfetto read: nodes as slices, memory as counters, steps as instants.
+
+    Times are in microseconds since the run began.
+    """
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "tid": 1, "args": {"name": f"run {run['id']}"}}]
+    for node in run["nodes"]:
+        seconds = node["seconds"] if node["seconds"] is not None else max(0.0, run["now"] - node["started"])
+        facts = {key: node[key] for key in ("id", "type", "status", "device", "host", "predicted")}
+        events.append(
+            {"name": node["title"] or node["type"] or node["id"], "cat": "node", "ph": "X", "ts": node["started"] * 1e6, "dur": seconds * 1e6, "pid": 1, "tid": 1, "args": facts}
+        )
+        events += [
+            {"name": f"{step['label']} {step['done']}/{step['total']}", "cat": "step", "ph": "i", "s": "t", "ts": step["at"] * 1e6, "pid": 1, "tid": 1, "args": {}}
+            for step in node["steps"]
+        ]
+    samples = run["samples"]
+    for i, at in enumerate(samples["at"]):
+        events.append({"name": "host", "ph": "C", "ts": at * 1e6, "pid": 1, "tid": 1, "args": {"bytes": samples["host"][i]}})
+        for number, device in enumerate(samples["devices"]):
+            held = {key: device[key][i] for key in ("used", "process", "allocated") if device[key][i] is not None}
+            if held:
+                events.append({"name": f"{number}: {device['name']}", "ph": "C", "ts": at * 1e6, "pid": 1, "tid": 1, "args": held})
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
