@@ -28,6 +28,9 @@ class Graph:
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
 
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._nodes
+
     def type_of(self, node_id: str) -> str:
         return self._nodes[node_id]["class_type"]
 

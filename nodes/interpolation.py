@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,16 +92,24 @@ def _check_model(model: str | None) -> None:
 
 
 def _open(model: str, scale: str, ensemble: bool, precision: str, say: Any) -> Interpolator:
-    _check_model(model)
-    weights = host.interpolation_weights()
-    if model == library.OPTICAL_FLOW:
-        path = None
-    elif model != AUTO:
-        path = weights[model]
-    elif (path := library.best(weights.values())) is None:
+    path = _weights(model)
+    if path is None and model == AUTO:
         say(f"{library.NO_WEIGHTS}put a RIFE file into models/frame_interpolation, or let scripts/fetch_models.py of this pack do so.")
     half = precision == "fp16" or (precision == "auto" and host.half_is_faster())
     return library.open_interpolator(path, host.device(), half=half, scale=float(scale), ensemble=ensemble)
+
+
+def choose_interpolator(model: Any, half: bool) -> Interpolator:
+    """What a choice of the list stands for, on the CPU. Raises LeanVideoError."""
+    return library.open_interpolator(_weights(model), torch.device("cpu"), half=half)
+
+
+def _weights(model: str) -> Path | None:
+    _check_model(model)
+    weights = host.interpolation_weights()
+    if model == library.OPTICAL_FLOW:
+        return None
+    return library.best(weights.values()) if model == AUTO else weights[model]
 
 
 class KeyframeInterpolation:

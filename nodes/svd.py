@@ -92,6 +92,14 @@ class SVDLoader:
         return (open_svd(path, precision, device_type=host.device().type),)
 
 
+def open_checkpoint(choice: object, precision: Any, device_type: str) -> svd.SVDModel:
+    """The model of a choice of the list, from its header, for a device of that type. Raises LeanVideoError, also where it would have to be downloaded first."""
+    path = _checkpoint_path(choice)
+    if path is None:
+        raise LeanVideoError("The checkpoint is not here yet: it is fetched when the graph runs.")
+    return open_svd(path, precision, device_type=device_type)
+
+
 def _diffusers_folders() -> dict[str, Any]:
     """Name → path of the diffusers pipelines that lie directly in ComfyUI's diffusers folders."""
     found: dict[str, Any] = {}

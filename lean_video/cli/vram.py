@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -26,8 +27,7 @@ def add_commands(add_parser: AddParser) -> None:
 
 
 def _vram(options: argparse.Namespace) -> int:
-    import torch  # noqa: F401 - Apple's GPUs are seen through it
-
+    importlib.import_module("torch")  # through which Apple's GPUs are seen
     gauges = Gauges()
     try:
         if options.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _MOST_ENTRIES = 4096
@@ -27,10 +27,18 @@ class Store:
         if known is not None:
             return known
         numbers = measure()
-        entries = {**self._read(), key: numbers}
-        self._entries = dict(list(entries.items())[-_MOST_ENTRIES:])
-        self._write()
+        self.put({key: numbers})
         return numbers
+
+    def peek(self, key: str) -> Sequence[float] | None:
+        """The numbers of a key, if there are any."""
+        return self._read().get(key)
+
+    def put(self, numbers: Mapping[str, Sequence[float]]) -> None:
+        """Keeps numbers, in place of what there was. The oldest go when there are too many."""
+        known = {key: value for key, value in self._read().items() if key not in numbers}
+        self._entries = dict([*known.items(), *numbers.items()][-_MOST_ENTRIES:])
+        self._write()
 
     def _read(self) -> dict[str, Sequence[float]]:
         if self._path is None:

@@ -119,6 +119,13 @@ class Recorder:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._lock = threading.RLock()
         self._current: _Run | None = None
+        self._rest: tuple[int | None, int] | None = None
+
+    def rest(self) -> None:
+        """Nothing has begun yet: what is held now is what the first node of the next run begins with, should that be heard of late."""
+        with self._lock:
+            if self._current is None:
+                self._rest = self._probe.begin()
 
     def start_run(self, run_id: str, labels: Mapping[str, Label]) -> None:
         with self._lock:
@@ -143,6 +150,9 @@ class Recorder:
             # A node inside a subgraph or made on the way has the name of the one on the canvas in front of its own.
             label = run.labels.get(node_id) or run.labels.get(node_id.split(":")[0]) or run.labels.get(node_id.split(".")[0]) or Label("", f"node {node_id}"[:SHORT])
             device, host = self._probe.begin()
+            if not run.nodes and self._rest is not None:
+                host = min(host, self._rest[1])
+                device = device if device is None or self._rest[0] is None else min(device, self._rest[0])
             run.nodes.append(_Node(node_id[:SHORT], label, time.monotonic() - run.origin, device, host, device, host, predicted=run.predicted.get(node_id)))
 
     def step(self, run_id: str, node_id: str, label: str, done: int, total: int) -> None:
@@ -186,6 +196,7 @@ class Recorder:
             run.message = None if message is None else message[:4000]
             if self._current is run:
                 self._current = None
+            self.rest()
 
     def add(self, snapshot: Snapshot) -> None:
         """A sample, for the run and the node that are at work."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .devices import Kept, LeanVideoWeights, card, device, free_bytes, free_host_bytes, half_is_faster, make_room, room, weights_may_stay
+from .devices import Kept, LeanVideoWeights, card, device, free_bytes, free_host_bytes, half_is_faster, host_bytes, make_room, reachable_bytes, room, weights_may_stay
+from .events import follow
 from .folders import (
     check_prefix,
     input_file,
@@ -17,6 +18,7 @@ from .folders import (
     user_folder,
 )
 from .page import metadata_disabled, note, progress, sampling_progress, send, throw_if_interrupted
+from .server import is_served, send_to_all, serve
 from .video import has_video_type, video_file, video_frames, video_from_file, video_from_frames
 
 __all__ = [
@@ -25,13 +27,16 @@ __all__ = [
     "card",
     "check_prefix",
     "device",
+    "follow",
     "free_bytes",
     "free_host_bytes",
     "half_is_faster",
     "has_video_type",
+    "host_bytes",
     "input_file",
     "input_videos",
     "interpolation_weights",
+    "is_served",
     "make_room",
     "metadata_disabled",
     "model_folders",
@@ -40,10 +45,13 @@ __all__ = [
     "note",
     "output_path",
     "progress",
+    "reachable_bytes",
     "register_interpolation_weights",
     "room",
     "sampling_progress",
     "send",
+    "send_to_all",
+    "serve",
     "temp_path",
     "throw_if_interrupted",
     "user_folder",

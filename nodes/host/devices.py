@@ -52,6 +52,23 @@ def room(size: int) -> int | None:
     return free_bytes()
 
 
+def reachable_bytes() -> int:
+    """What a run can have of the device, or on a CPU of RAM, once ComfyUI has moved every model away that it has there."""
+    free = free_bytes()
+    if free is None:
+        return free_host_bytes()
+    import comfy.model_management as management
+
+    held = [getattr(entry, "model_loaded_memory", entry.model_memory) for entry in management.current_loaded_models if entry.device == device()]
+    return free + sum(int(tell()) for tell in held)
+
+
+def host_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def half_is_faster() -> bool:
     """Whether ComfyUI would run a network on this device in fp16."""
     import comfy.model_management

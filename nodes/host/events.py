@@ -16,6 +16,10 @@ _PATIENCE_S = 5.0  # for a prompt that was announced and may yet be refused
 class Listener(Protocol):
     """Hears of runs, from any thread. `prompt` is the graph in API form; `status` is success, error or interrupted."""
 
+    def announced(self) -> None:
+        """A prompt has arrived; it may be refused yet, or wait."""
+        ...
+
     def run_started(self, run_id: str, prompt: Mapping[str, Any]) -> None: ...
 
     def node_started(self, run_id: str, node_id: str) -> None: ...
@@ -49,6 +53,10 @@ class _Follower:
         if self._thread is None:
             self._thread = threading.Thread(target=self._follow, name="lean_video.events", daemon=True)
             self._thread.start()
+        try:
+            self._listener.announced()
+        except Exception:
+            log.exception("Following a run failed; the run itself is not affected.")
         self._announced.set()
         return data
 
@@ -91,13 +99,9 @@ class _Follower:
         if registry.prompt_id != self._run or not registry.handlers or _handler_class().NAME in registry.handlers:
             return True
         handler = _handler_class()(self._listener)
-        for node_id, state in list(registry.nodes.items()):
-            if state["state"].value in ("running", "finished", "error"):
-                handler.start_handler(node_id, state, registry.prompt_id)
-            if state["state"].value in ("finished", "error"):
-                handler.finish_handler(node_id, state, registry.prompt_id)
         # A run may be going through the handlers just now, so theirs is left as it is and another takes its place.
         registry.handlers = {**registry.handlers, handler.name: handler}
+        handler.catch_up(registry.prompt_id, {node_id: state["state"].value for node_id, state in list(registry.nodes.items())})
         return True
 
     def _poll(self) -> None:
@@ -131,15 +135,32 @@ def _handler_class() -> Any:
         def __init__(self, listener: Listener) -> None:
             super().__init__(self.NAME)
             self._listener = listener
+            self._lock = threading.Lock()
+            self._heard: set[str] = set()
+
+        def catch_up(self, prompt_id: str, states: Mapping[str, str]) -> None:
+            """Tells of what had begun before this handler was there, unless it has heard of something later by now."""
+            with self._lock:
+                for node_id, state in states.items():
+                    if self._heard or state not in ("running", "finished", "error"):
+                        continue
+                    self._tell(self._listener.node_started, prompt_id, node_id)
+                    if state != "running":
+                        self._tell(self._listener.node_finished, prompt_id, node_id)
+                self._heard.update(states)
 
         def start_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            self._tell(self._listener.node_started, prompt_id, node_id)
+            with self._lock:
+                self._heard.add(node_id)
+                self._tell(self._listener.node_started, prompt_id, node_id)
 
         def update_handler(self, node_id: str, value: float, max_value: float, state: Any, prompt_id: str, image: Any = None) -> None:
-            self._tell(self._listener.step, prompt_id, node_id, int(value), int(max_value))
+            with self._lock:
+                self._tell(self._listener.step, prompt_id, node_id, int(value), int(max_value))
 
         def finish_handler(self, node_id: str, state: Any, prompt_id: str) -> None:
-            self._tell(self._listener.node_finished, prompt_id, node_id)
+            with self._lock:
+                self._tell(self._listener.node_finished, prompt_id, node_id)
 
         def _tell(self, what: Any, *args: Any) -> None:
             try:

@@ -14,7 +14,7 @@ LARGEST_REQUEST = 8 * 2**20  # bytes of JSON
 Answer = Callable[[Mapping[str, str], Any], Any]
 
 
-def is_there() -> bool:
+def is_served() -> bool:
     """Whether there is a server to add addresses to: the pack may be imported by something else."""
     try:
         from server import PromptServer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,33 @@ class ProbeLatent:
         return ({"samples": torch.full((frames, channels, 8, 16), float("nan") if kind == "nan" else 0.0)},)
 
 
+class ProbeAllocate:
+    """Holds so many MiB of RAM for a while, and gives back what came in."""
+
+    CATEGORY = "Lean Video/probe"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "hold"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "images": ("IMAGE",),
+                "mib": ("INT", {"default": 100, "min": 0, "max": 4096}),
+                "seconds": ("FLOAT", {"default": 0.3, "min": 0.0, "max": 60.0}),
+                "fail": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    def hold(self, images: torch.Tensor, mib: int, seconds: float, fail: bool) -> tuple[torch.Tensor]:
+        held = torch.ones(mib * 2**20, dtype=torch.uint8)
+        time.sleep(seconds)
+        if fail:
+            raise MemoryError("Allocation on device failed.")
+        del held
+        return (images,)
+
+
 class ProbeStats:
     """Shows the shape and values of images or latents, and keeps them as a .npy file."""
 
@@ -151,4 +179,5 @@ NODE_CLASS_MAPPINGS = {
     "LeanVideoProbeAudio": ProbeAudio,
     "LeanVideoProbeLatent": ProbeLatent,
     "LeanVideoProbeStats": ProbeStats,
+    "LeanVideoProbeAllocate": ProbeAllocate,
 }
