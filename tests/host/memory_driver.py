@@ -188,7 +188,7 @@ def evictions() -> dict[str, Any]:
     ours.run()
     ours.weights.drop()  # as when memory runs out in the middle of a run
     large = Core(4 * GIB).load()
-    card.size = large.held + 2 * GIB + host._reserved() + ours.size // 2  # room beside core's for what ours has beside it, but not for ours
+    card.size = large.held + 2 * GIB + host.devices._reserved() + ours.size // 2  # room beside core's for what ours has beside it, but not for ours
     ours.run(beside=2 * GIB)
     seen["ours, dropped and back"] = ours.state | {"core": large.held > 0}
     card.size = 8 * GIB
@@ -198,7 +198,7 @@ def evictions() -> dict[str, Any]:
     large = Core(4 * GIB).load()
     host.make_room(5 * GIB, keep=ours.kept)
     seen["room made, but ours kept"] = ours.state | {"core": large.held > 0}
-    host.make_room(int(7.99 * GIB) - host._reserved())
+    host.make_room(int(7.99 * GIB) - host.devices._reserved())
     seen["room made"] = ours.state
     seen["reserved beside models"] = card.size - card.used - host.free_bytes()
 

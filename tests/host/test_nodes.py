@@ -262,7 +262,7 @@ def test_the_hosts_free_button_frees_the_model_and_a_run_brings_it_back(comfy: C
 
 def test_every_node_and_every_input_explains_itself(comfy: Comfy) -> None:
     ours = {name: info for name, info in comfy.object_info().items() if info["category"] == "Lean Video"}
-    assert len(ours) == 7
+    assert len(ours) == 11
     for name, info in ours.items():
         assert info["description"], name
         page = (ROOT / "js" / "docs" / f"{name}.md").read_text(encoding="utf-8")
