@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { clipsOf, hasAddress, notesOf, viewPath } from "./clips.js";
 import { listenForDrops } from "./drop.js";
+import { nodeOf } from "./nodes.js";
 import { existingPanel, make, panelOf } from "./panel.js";
 
 const SAMPLER = "LeanVideoTemporalSampler";
@@ -51,7 +52,7 @@ app.registerExtension({
 // ---- the moving preview of the sampler ----
 
 function showPreview({ node: id, step, steps, image }) {
-  const node = nodeOf(id);
+  const node = nodeOf(app, id);
   if (!node || typeof image !== "string" || !image.startsWith("data:image/")) return;
   withoutImages(node);
   const panel = panelOf(app, node);
@@ -68,7 +69,7 @@ function showPreview({ node: id, step, steps, image }) {
 }
 
 function markStopped(id) {
-  const panel = existingPanel(nodeOf(id));
+  const panel = existingPanel(nodeOf(app, id));
   if (!panel?.live || panel.live.step >= panel.live.steps) return;
   panel.progress(null);
   panel.caption(fact(`Stopped at step ${panel.live.step} of ${panel.live.steps}`));
@@ -198,7 +199,7 @@ function seconds(duration) {
 
 function showNote({ node: id, text }) {
   if (typeof text !== "string" || !text) return;
-  const node = nodeOf(id);
+  const node = nodeOf(app, id);
   const toast = app.extensionManager?.toast;
   if (toast?.add) toast.add({ severity: "info", summary: node?.title || "Lean Video", detail: text, life: 6000 });
   else if (node) addNotes(node, text);
@@ -216,21 +217,7 @@ function addNotes(node, text) {
 /** A node that runs again says again what there is to say. */
 function forgetNotes(id) {
   if (id === null || id === undefined) return;
-  existingPanel(nodeOf(id))?.note("");
-}
-
-// ---- finding nodes ----
-
-/** The node with an execution id: "12", or "5:12" for node 12 inside subgraph node 5. */
-function nodeOf(id) {
-  if (id === null || id === undefined) return null;
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById?.(part) ?? graph?.getNodeById?.(Number(part)) ?? null;
-    graph = node?.subgraph;
-  }
-  return node;
+  existingPanel(nodeOf(app, id))?.note("");
 }
 
 /** An extension that throws can stop the page from loading a workflow: report and go on. */

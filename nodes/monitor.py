@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from . import host
 from .graph import Graph
 from .preflight import card_here, preflight
 
+LOCALES = Path(__file__).resolve().parent.parent / "locales"
 _MOST_GRAPHS = 8
 
 
@@ -30,7 +33,7 @@ class Monitor:
         self.recorder = Recorder()
         self._watch = Watch(Gauges(), self.recorder.add)
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._planning = threading.Lock(), threading.Lock()
 
     # What the host tells
 
@@ -70,9 +73,10 @@ class Monitor:
     def snapshot(self) -> dict[str, Any]:
         return self._watch.latest.as_json()
 
-    def preflight(self, prompt: object, card_mib: float | None) -> dict[str, Any]:
+    def preflight(self, prompt: object, card_mib: float | None, is_quick: bool = False) -> dict[str, Any]:
         card = card_here(card_mib)
-        return preflight(prompt, card, lambda signature: self._measured(signature, card.device.type))
+        with self._planning:  # several at once would only slow each other, and what runs
+            return preflight(prompt, card, lambda signature: self._measured(signature, card.device.type), is_quick)
 
     def _remember(self, run_id: str) -> None:
         """What each node took, the most of its last runs of that size."""
@@ -118,7 +122,19 @@ def serve() -> None:
     host.serve("GET", "/lean_video/runs", lambda values, body: monitor().recorder.runs())
     host.serve("GET", "/lean_video/runs/{id}", lambda values, body: _run(values))
     host.serve("GET", "/lean_video/runs/{id}/trace", lambda values, body: _trace(values))
+    host.serve("GET", "/lean_video/text/{language}", lambda values, body: panel_texts(values["language"]))
     host.serve("POST", "/lean_video/preflight", lambda values, body: _preflight(body))
+
+
+@lru_cache(maxsize=32)
+def panel_texts(language: str) -> dict[str, str]:
+    """What the panel says, by key, in the language of a tag such as zh or zh-CN; in English what that lacks."""
+    texts: dict[str, str] = {}
+    for name in ("en", language.lower().partition("-")[0]):
+        file = LOCALES / name / "main.json"
+        if name.isalpha() and file.is_file():
+            texts |= json.loads(file.read_text(encoding="utf-8"))["leanVideo"]
+    return texts
 
 
 def _run(values: Mapping[str, str]) -> Any:
@@ -135,11 +151,13 @@ def _trace(values: Mapping[str, str]) -> Any:
 
 def _preflight(body: Any) -> Any:
     if not isinstance(body, dict) or "prompt" not in body:
-        raise LeanVideoError('Send {"prompt": the graph in API form}, and with "card_mib" the size of a card to hold it against, if it is another than the one here.')
+        raise LeanVideoError(
+            'Send {"prompt": the graph in API form}, with "card_mib" the size of a card to hold it against, if it is another than the one here, and "changes": false if you need none.'
+        )
     card = body.get("card_mib")
     if card is not None and (isinstance(card, bool) or not isinstance(card, (int, float))):
         raise LeanVideoError("card_mib is a number of MiB.")
-    return monitor().preflight(body["prompt"], card)
+    return monitor().preflight(body["prompt"], card, is_quick=body.get("changes", True) is False)
 
 
 class _Anything(str):
@@ -218,7 +236,7 @@ def _guard(peak: int, limit_mib: int, prompt: Any, node_id: str | None, nodes: l
     if prompt is None or node_id is None:
         return
     done = {node["id"] for node in nodes}
-    for expected in monitor().preflight(prompt, None)["nodes"]:
+    for expected in monitor().preflight(prompt, None, is_quick=True)["nodes"]:
         if expected["id"] not in done and expected["peak"] is not None and expected["peak"] > limit_mib * MIB:
             raise LeanVideoError(f"{expected['title']} will take {expected['peak'] / MIB:,.0f} MiB, more than the limit of {limit_mib:,} MiB, so the run was stopped before it.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,22 +49,35 @@ class Expected:
     peak: int | None = None
     why: str | None = None
     changes: tuple[Change, ...] = ()
+    is_refused: bool = False  # whatever the device has free
 
 
-def preflight(prompt: object, card: Card, measured: Callable[[str], int | None]) -> dict[str, Any]:
+def preflight(prompt: object, card: Card, measured: Callable[[str], int | None], is_quick: bool = False) -> dict[str, Any]:
     """The answer to a graph in API form, as JSON.
 
     measured  what a node with a signature (see `Graph`) took when it ran here, in bytes
+    is_quick  leaves out changes of length and size, which take some seconds to find
 
     Raises LeanVideoError for what is no graph.
     """
     graph = Graph(prompt)
     nodes: list[dict[str, Any]] = []
     for node_id in graph:
-        expected = _expected(graph, node_id, card, measured)
-        fits = None if expected.peak is None else expected.peak <= card.free
+        expected = _expected(graph, node_id, card, measured, is_quick)
+        fits = None if expected.peak is None else expected.peak <= card.free and not expected.is_refused
         changes = [{"text": change.text, "set": [{"node": node, "input": name, "value": value} for node, name, value in change.inputs]} for change in expected.changes]
-        nodes.append({"id": node_id, "type": graph.type_of(node_id), "title": graph.title_of(node_id), **asdict(replace(expected, changes=())), "changes": changes, "fits": fits})
+        nodes.append(
+            {
+                "id": node_id,
+                "type": graph.type_of(node_id),
+                "title": graph.title_of(node_id),
+                "source": expected.source,
+                "peak": expected.peak,
+                "why": expected.why,
+                "changes": changes,
+                "fits": fits,
+            }
+        )
     known = [node for node in nodes if node["peak"] is not None]
     highest = max(known, key=lambda node: node["peak"], default=None)
     return {
@@ -88,14 +101,14 @@ def card_here(pretended_mib: float | None = None) -> Card:
     return Card(host.device(), name, host.host_bytes() if total is None else total, host.reachable_bytes())
 
 
-def _expected(graph: Graph, node_id: str, card: Card, measured: Callable[[str], int | None]) -> Expected:
+def _expected(graph: Graph, node_id: str, card: Card, measured: Callable[[str], int | None], is_quick: bool) -> Expected:
     kind = graph.type_of(node_id)
     if kind in HOST_ONLY:
         return Expected("nothing", 0)
     plan = _PLANNED.get(kind)
     if plan is not None:
         try:
-            return plan(graph, node_id, card)
+            return plan(graph, node_id, card, is_quick)
         except LeanVideoError as error:
             return Expected("unknown", why=str(error))
     peak = measured(graph.signature(node_id))
@@ -107,7 +120,7 @@ def _expected(graph: Graph, node_id: str, card: Card, measured: Callable[[str], 
 # Nodes of ours, by the planner that they run under
 
 
-def _encoding(graph: Graph, node_id: str, card: Card) -> Expected:
+def _encoding(graph: Graph, node_id: str, card: Card, is_quick: bool) -> Expected:
     clip = _clip(graph, node_id, card, frames=1)
     peak = clip.encode_peak()
     if peak <= card.free or card.device.type == "cpu":
@@ -115,30 +128,32 @@ def _encoding(graph: Graph, node_id: str, card: Card) -> Expected:
     return Expected("planned", 0, why="The image will be encoded on the host, since the card has no room for that.")
 
 
-def _sampling(graph: Graph, node_id: str, card: Card) -> Expected:
-    return _by_plan(graph, node_id, card, Clip.fit_sampling)
+def _sampling(graph: Graph, node_id: str, card: Card, is_quick: bool) -> Expected:
+    return _by_plan(graph, node_id, card, Clip.fit_sampling, is_quick)
 
 
-def _decoding(graph: Graph, node_id: str, card: Card) -> Expected:
-    return _by_plan(graph, node_id, card, Clip.fit_decoding)
+def _decoding(graph: Graph, node_id: str, card: Card, is_quick: bool) -> Expected:
+    return _by_plan(graph, node_id, card, Clip.fit_decoding, is_quick)
 
 
-def _by_plan(graph: Graph, node_id: str, card: Card, fit: Callable[[Clip, torch.device, Budget], Fit[Any]]) -> Expected:
+def _by_plan(graph: Graph, node_id: str, card: Card, fit: Callable[[Clip, torch.device, Budget], Fit[Any]], is_quick: bool) -> Expected:
     clip = _clip(graph, node_id, card)
     teller = graph.source(node_id, "plan") or node_id  # a VRAM Plan that is connected has the budget
     budget_mib = graph.value(teller, "budget_mib", 0)
     if not isinstance(budget_mib, int) or budget_mib < 0:
         raise LeanVideoError("The budget is not known before the graph runs.")
-    free_again = Change("Plan for what is free: the same frames, in less memory", ((teller, "budget_mib", 0),))
     limit: Budget = budget_mib * MIB or (card.free if card.device.type != "cpu" else "max")
+    least = fit(clip, card.device, "min").peak
     try:
         peak = fit(clip, card.device, limit).peak
     except LeanVideoError:
-        least = fit(clip, card.device, "min").peak
-        if least <= card.free:
-            return Expected("planned", None, f"The budget is too small: {least / MIB:.0f} MiB are needed at least.", (free_again,))
-        return Expected("planned", least, "This is the smallest plan there is.", _smaller(graph, node_id, card, clip))
-    return Expected("planned", peak, changes=() if peak <= card.free else (free_again, *_smaller(graph, node_id, card, clip)))
+        peak = least
+    if peak <= min(card.free, limit if limit != "max" else card.free):
+        return Expected("planned", peak)
+    if least > card.free:
+        return Expected("planned", least, "This is the smallest plan there is.", () if is_quick else _smaller(graph, node_id, card, clip), is_refused=True)
+    free_again = Change("Plan for what is free: the same frames, in less memory", ((teller, "budget_mib", 0),))
+    return Expected("planned", peak, f"The budget of {budget_mib:,} MiB is too small for this." if peak > budget_mib * MIB else None, (free_again,), is_refused=True)
 
 
 def _smaller(graph: Graph, node_id: str, card: Card, clip: Clip) -> tuple[Change, ...]:
@@ -170,7 +185,7 @@ def _clip(graph: Graph, node_id: str, card: Card, frames: int | None = None) -> 
     return Clip(model.parts, model.precision, frames, width, height, store, workspace)
 
 
-def _interpolating(graph: Graph, node_id: str, card: Card) -> Expected:
+def _interpolating(graph: Graph, node_id: str, card: Card, is_quick: bool) -> Expected:
     from ..lean_video.interpolation.cost import choose_batch, peak_bytes
     from ..lean_video.interpolation.rife import Rife
 
@@ -185,7 +200,7 @@ def _interpolating(graph: Graph, node_id: str, card: Card) -> Expected:
     return Expected("planned", peak_bytes(interpolator, width, height, batch))
 
 
-_PLANNED: Mapping[str, Callable[[Graph, str, Card], Expected]] = {
+_PLANNED: Mapping[str, Callable[[Graph, str, Card, bool], Expected]] = {
     CONDITIONING: _encoding,
     SAMPLER: _sampling,
     "LeanVideoTemporalDecode": _decoding,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -232,6 +234,20 @@ def random_weights(shapes: Shapes, dtype_name: str = "float32", seed: int = 0):
             value = value / math.sqrt(math.prod(shape[1:]))
         weights[name] = value.to(dtype)
     return weights
+
+
+def write_hollow(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Path:
+    """A real safetensors header whose data is a hole in the file: a checkpoint of any size for a few kilobytes of disk, to be planned for and not to be run."""
+    entries: dict[str, object] = {}
+    end = 0
+    for tensor, shape in shapes.items():
+        start, end = end, end + {"F32": 4, "F16": 2, "BF16": 2}[dtype] * math.prod(shape)
+        entries[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
+    return path
 
 
 def write_checkpoint(path: Path, size: Size, dtype_name: str = "float32", seed: int = 0) -> Path:

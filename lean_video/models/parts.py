@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Kind = Literal["unet", "vae", "image_vae", "image_encoder"]
+_CONSTRUCTING = threading.Lock()  # two threads that import diffusers for the first time at once, each find half of it
 _TITLES: Mapping[Kind, str] = {"unet": "UNet", "vae": "VAE", "image_vae": "VAE", "image_encoder": "image encoder"}
 
 
@@ -122,6 +124,11 @@ class Part:
 
 
 def _construct(kind: Kind, config: Mapping[str, Any]) -> nn.Module:
+    with _CONSTRUCTING:
+        return _constructed(kind, config)
+
+
+def _constructed(kind: Kind, config: Mapping[str, Any]) -> nn.Module:
     if kind == "image_encoder":
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

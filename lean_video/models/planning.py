@@ -293,23 +293,23 @@ class Clip:
     def alternatives(self, device: torch.device, budget: float) -> tuple[int, tuple[int, int] | None]:
         """The most frames of this size, and the largest size of about this shape for as many frames, that keep a budget which this clip does not; 0 and None where none does."""
 
-        def fits(frames: int, width: int, height: int) -> bool:
+        def peak(frames: int, width: int, height: int) -> float:
             clip = Clip(self._parts, self.shape.precision, frames, width, height, self._store, self._workspace)
             clip._skeletons = self._skeletons
-            return clip.sample(sampling_plans(device)[-1])[0] <= budget and clip.decode(decode_plans(device)[-1])[0] <= budget
+            sampling = clip.sample(sampling_plans(device)[-1])[0]
+            return sampling if sampling > budget else max(sampling, clip.decode(decode_plans(device)[-1])[0])
 
         frames, width, height = self.shape.frames, self.shape.width, self.shape.height
         step = svd.size_step(self._parts)
-        most = _last(frames - 1, lambda count: fits(count, width, height))
+        most = _last(frames, budget, lambda count: peak(count, width, height))
         ratio = max(width, height) / min(width, height)
-        short = min(width, height) // step
 
-        def smaller(units: int) -> tuple[int, int]:
+        def of_shape(units: int) -> tuple[int, int]:
             sides = units * step, max(units, round(units * ratio)) * step
             return sides if width <= height else (sides[1], sides[0])
 
-        units = _last(short - 1, lambda count: fits(frames, *smaller(count)))
-        return most, smaller(units) if units else None
+        units = _last(min(width, height) // step, budget, lambda count: peak(frames, *of_shape(count)))
+        return most, of_shape(units) if units else None
 
     def _stored(self, what: object, measure: Callable[[], Sequence[float]]) -> Sequence[float]:
         return self._store.get(_digest([_code(), repr(self.shape), repr(what)]), measure)
@@ -417,12 +417,23 @@ def _peak(run: Callable[[Any], Result]) -> tuple[int, Result]:
     return live.peak, result
 
 
-def _last(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest of 1..most that fits, given that what is smaller fits too; 0 when none does."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+def _last(too_many: int, budget: float, size: Callable[[int], float]) -> int:
+    """The largest count below `too_many` whose size keeps the budget, given that sizes grow; 0 when none does.
+
+    They grow about as a line does, so the line through the nearest known sizes on both sides says where to look next: half as many looks as halving takes.
+    """
+    low, high = 0, too_many
+    low_size, high_size = 0.0, size(too_many)
+    looks = 0
+    while high - low > 1:
+        share = (budget - low_size) / max(1.0, high_size - low_size)
+        guess = low + int(share * (high - low)) if looks % 4 < 3 else (low + high) // 2  # a curve can keep the line on one side
+        guess = min(max(guess, low + 1), high - 1)
+        looks += 1
+        if (found := size(guess)) <= budget:
+            low, low_size = guess, found
+        else:
+            high, high_size = guess, found
     return low
 
 

@@ -160,6 +160,14 @@ class Canvas:
         self.page.wait_for_timeout(700)
         return box
 
+    def open_monitor(self) -> Locator:
+        """The monitor's panel, opened by its button in the sidebar or the menu."""
+        panel = self.page.locator(".lv-panel")
+        if not panel.count():
+            self.page.locator(".lean-video-vram-tab-button").or_(self.page.locator(".lv-open")).first.click()
+        panel.wait_for()
+        return panel
+
     def _run_button(self) -> Locator:
         """The button that queues the canvas, by whichever name this page gives it."""
         page = self.page

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fetch_models import fetch_all
-from make_checkpoint import SIZES, Size, layout, random_weights
+from make_checkpoint import SIZES, Size, layout, random_weights, write_hollow
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +18,6 @@ from lean_video.checkpoints import open_svd
 from lean_video.models.svd import SVDModel
 
 CPU = torch.device("cpu")
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 WriteHeader = Callable[..., Path]
 
@@ -91,16 +87,8 @@ def write_header(tmp_path: Path) -> WriteHeader:
     """Writes a real safetensors header whose data is a hole in the file: a checkpoint of any size for a few kilobytes of disk."""
 
     def write(shapes: Mapping[str, tuple[int, ...]], name: str = "model.safetensors", dtype: str = "F32") -> Path:
-        entries: dict[str, Any] = {}
-        end = 0
-        for tensor, shape in shapes.items():
-            start, end = end, end + ITEM_BYTES[dtype] * torch.Size(shape).numel()
-            entries[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-        header = json.dumps(entries).encode()
         path = tmp_path / name
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            file.truncate(8 + len(header) + end)
+        write_hollow(path, shapes, dtype)
         return path
 
     return write

@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import weakref
 import zipfile
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from lean_video.checkpoints import inspect, open_svd
 from lean_video.errors import LeanVideoError
+from lean_video.models import parts
 from lean_video.models.svd import SVDModel
 from tests.engine.conftest import relative
 
@@ -519,3 +522,25 @@ def test_components_are_opened_once_and_only_when_used(tiny_file: Path, tmp_path
     assert model._modules == {}
     assert model.unet is model.unet
     assert set(model._modules) == {"unet"}
+
+
+def test_components_are_constructed_one_at_a_time(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that import diffusers for the first time at once, each find half of it."""
+    inside, most = 0, 0
+
+    def slowly(*args: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(parts, "_constructed", slowly)
+    threads = [threading.Thread(target=part.skeleton) for part in open_svd(small_file).parts.values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 3
+    assert most == 1

@@ -1,0 +1,202 @@
+"""The monitor on ComfyUI's own page: live bars, whether a graph will fit, and where the memory of a run went."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from comfy_server import PACK, Server
+from make_checkpoint import SIZES, layout, write_hollow
+from playwright.sync_api import Browser, Locator, expect
+
+from tests.browser.page import Canvas
+from tests.host import workflow_files as files
+from tests.host.comfy import CHECKPOINT, Comfy
+
+SMALL: dict[str, Any] = {"checkpoint": CHECKPOINT, "width": 128, "height": 64, "frames": 4, "steps": 6, "budget_mib": 0}
+TITLES = {"Temporal Sampler", "Temporal Decode", "Video", "Frames"}  # whatever else may be cached
+
+
+@pytest.fixture
+def graph(canvas: Canvas) -> Iterator[Canvas]:
+    """The shipped image-to-video workflow at a size for tests; nothing that was thrown is overlooked."""
+    canvas.load(files.canvas("image_to_video"))
+    canvas.set_widgets(SMALL)
+    canvas.fit()
+    yield canvas
+    assert [error for error in canvas.errors if PACK in error] == []
+
+
+def verdict(panel: Locator) -> Locator:
+    return panel.locator(".lv-verdict")
+
+
+def test_the_panel_shows_what_there_is_and_goes_on_showing_it(graph: Canvas) -> None:
+    panel = graph.open_monitor()
+    ram = panel.locator(".lv-section-now .lv-device").last
+    expect(ram.locator(".lv-amount")).to_have_text(re.compile(r"^[\d.,]+ [MG]iB of [\d.,]+ [MG]iB$"))
+    expect(panel.locator(".lv-section-now")).to_contain_text("NVIDIA")
+    with graph.page.expect_response(re.compile(r"/lean_video/vram$")) as one, graph.page.expect_response(re.compile(r"/lean_video/vram$")):
+        pass
+    told = one.value.json()["host"]
+    width = ram.locator(".lv-own").evaluate("bar => parseFloat(bar.style.width)")
+    assert width == pytest.approx(100 * told["process"] / told["total"], abs=1)
+
+
+def test_a_run_draws_its_timeline_and_badges(graph: Canvas) -> None:
+    panel = graph.open_monitor()
+    graph.set_widgets({"seed": 10})
+    assert graph.run() == "success"
+    runs = panel.locator(".lv-section-runs")
+    expect(runs.locator("select").first.locator("option").first).to_contain_text("done", timeout=15_000)
+    names = runs.locator("td .lv-node")
+    expect(names.get_by_text("Frames", exact=True)).to_be_visible()
+    shown = names.all_inner_texts()
+    assert set(shown) >= TITLES
+    # One run of a node is one part of the lane, in the order of the rows.
+    numbers = runs.locator("tr[data-node]").evaluate_all("rows => rows.map(row => row.dataset.node)")
+    parts = runs.locator(".lv-part")
+    assert parts.evaluate_all("parts => parts.map(part => part.dataset.node)") == numbers
+    assert runs.locator(".lv-area").count() >= 3
+    badges = graph.page.locator(".lv-badge:not(.lv-warning)")
+    expect(badges).to_have_count(len(shown))
+    assert all(re.fullmatch(r"[\d.,]+ [MG]iB · [\d.]+ s", text) for text in badges.all_inner_texts())
+
+    # Over the middle of the sampler's part there is its name, its memory and a step.
+    box = widest(parts)
+    graph.page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 30)
+    expect(runs.locator(".lv-tip")).to_contain_text("MiB")
+    graph.picture(f"{graph_version(graph)}-monitor")
+    chosen = names.get_by_text("Temporal Decode", exact=True)
+    chosen.click()
+    assert graph.page.evaluate("() => Object.values(window.app.canvas.selected_nodes ?? {}).map(n => n.type)") == ["LeanVideoTemporalDecode"]
+
+
+def widest(parts: Locator) -> dict[str, float]:
+    boxes = [part.bounding_box() for part in parts.all()]
+    return dict(max((box for box in boxes if box is not None), key=lambda box: box["width"]))
+
+
+def graph_version(canvas: Canvas) -> str:
+    return canvas.page.evaluate("async () => (await (await fetch('/system_stats')).json()).system.comfyui_version ?? '2024.03'")
+
+
+def test_two_runs_are_compared(graph: Canvas) -> None:
+    panel = graph.open_monitor()
+    for seed in (11, 12):
+        graph.set_widgets({"seed": seed})
+        assert graph.run() == "success"
+    runs = panel.locator(".lv-section-runs")
+    expect(runs.locator("td .lv-node").first).to_be_visible()
+    others = runs.locator("select").nth(1)
+    graph.page.wait_for_function("list => list.options.length >= 2", arg=others.element_handle())
+    others.select_option(index=1)
+    expect(runs.locator(".lv-other")).to_have_count(1)
+    expect(runs.locator("th", has_text="Δ")).to_have_count(2)
+    with graph.page.expect_download() as saved:
+        runs.get_by_role("button", name="Save as Chrome trace").click()
+    assert "traceEvents" in saved.value.path().read_text(encoding="utf-8")
+
+
+def test_a_graph_that_will_not_fit_is_red_and_a_button_mends_it(graph: Canvas, server: Server) -> None:
+    """The published model's size, 100 frames of 1024x576 under a budget for a larger card, held against one of 8 GiB."""
+    file = server.checkpoints / "svd_xt.safetensors"
+    write_hollow(file, layout(SIZES["full"]))
+    try:
+        graph.load(files.canvas("image_to_video"))
+        graph.set_widgets({"checkpoint": file.name, "width": 1024, "height": 576, "frames": 100, "budget_mib": 30000})
+        graph.fit()
+        panel = graph.open_monitor()
+        panel.get_by_test_id("lean-video-card").select_option("8")
+        expect(verdict(panel)).to_have_class(re.compile("lv-no"), timeout=60_000)
+        expect(verdict(panel)).to_contain_text("It will not fit")
+        expect(panel.locator(".lv-over")).not_to_have_count(0)
+        expect(graph.page.locator(".lv-warning")).not_to_have_count(0)
+        graph.picture(f"{server.host.version}-will-not-fit")
+        while panel.locator(".lv-over").count():
+            panel.locator(".lv-over .lv-fix").first.click()
+            graph.page.wait_for_timeout(300)
+            expect(verdict(panel)).not_to_have_text("Reading the graph …", timeout=60_000)
+            graph.page.wait_for_timeout(1500)
+        expect(verdict(panel)).to_have_class(re.compile("lv-yes"), timeout=60_000)
+        assert graph.widget("LeanVideoTemporalSampler", "frames") == 100
+        assert graph.widget("LeanVideoTemporalDecode", "budget_mib") == 0
+        assert graph.page.locator(".lv-warning").count() == 0
+        graph.picture(f"{server.host.version}-fits")
+    finally:
+        file.unlink()
+
+
+def test_a_change_of_the_graph_is_looked_at_by_itself(graph: Canvas) -> None:
+    panel = graph.open_monitor()
+    expect(verdict(panel)).to_have_class(re.compile("lv-(yes|partly)"), timeout=30_000)
+    graph.set_widgets({"checkpoint": "none.safetensors"})
+    expect(verdict(panel)).not_to_have_class(re.compile("lv-yes"), timeout=30_000)
+    graph.clear()
+    expect(verdict(panel)).to_have_text("There is nothing on the canvas.")
+
+
+def test_a_closed_panel_asks_for_nothing(graph: Canvas) -> None:
+    asked: list[str] = []
+    graph.page.on("request", lambda request: asked.append(request.url) if "/lean_video/" in request.url else None)
+    graph.page.wait_for_timeout(1500)
+    assert asked == []
+    graph.open_monitor()
+    graph.page.wait_for_timeout(1500)
+    assert asked
+    graph.page.locator(".lean-video-vram-tab-button").or_(graph.page.locator(".lv-close")).first.click()
+    graph.page.wait_for_timeout(500)
+    asked.clear()
+    graph.page.wait_for_timeout(1500)
+    assert asked == []
+
+
+def test_two_pages_and_one_that_comes_back_in_a_run(graph: Canvas, browser: Browser, server: Server) -> None:
+    client = Comfy(server)
+    other_page = browser.new_page(viewport={"width": 1600, "height": 900})
+    try:
+        panel = graph.open_monitor()
+        other = Canvas(other_page, server.url)
+        beside = other.open_monitor()
+        other_page.context.set_offline(True)
+        graph.set_widgets({"seed": 21, "steps": 40})
+        assert graph.run() == "success"
+        other_page.context.set_offline(False)
+        for shown in (panel, beside):
+            expect(shown.locator("td .lv-node").first).to_be_visible(timeout=20_000)
+        assert [error for error in other.errors if PACK in error] == []
+    finally:
+        other_page.close()
+        client.close()
+
+
+def test_eight_cards_and_a_lost_one_stay_inside_the_panel(graph: Canvas) -> None:
+    def cards(route: Any) -> None:
+        snapshot = route.fetch().json()
+        card = {
+            "backend": "nvml",
+            "name": "NVIDIA RTX PRO 6000 Blackwell Server Edition with a long name",
+            "total": 96 * 2**30,
+            "uuid": None,
+            "allocated": None,
+            "reserved": None,
+            "peak": None,
+            "utilisation": 97,
+            "temperature": 71.0,
+            "power": 412.0,
+            "power_limit": 600.0,
+            "others": [{"pid": 4, "name": "blender", "used": 2**31}],
+        }
+        snapshot["devices"] = [{**card, "index": i, "used": (8 + 11 * i) * 2**30, "free": 0, "process": (4 + 9 * i) * 2**30, "problem": None} for i in range(8)]
+        snapshot["devices"][7]["problem"] = "NVIDIA's cards cannot be read: a GPU has fallen off the bus."
+        snapshot["problem"] = None
+        route.fulfill(json=snapshot)
+
+    graph.page.route(re.compile(r"/lean_video/vram$"), cards)
+    panel = graph.open_monitor()
+    expect(panel.locator(".lv-section-now .lv-device")).to_have_count(9)
+    assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
+    expect(panel).to_contain_text("fallen off the bus")
+    graph.picture(f"{graph_version(graph)}-eight-cards")
