@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 MIB = 2**20
 _RETRY_S = 10.0
-_AGAIN_S = 1.0  # drivers average utilisation and power over about as long
+_AGAIN_S = 1.0  # what moves slowly, or costs much to ask for, is as old as this at most; drivers average utilisation and power over about as long
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Host:
-    """RAM in bytes; `process` is this process's resident set."""
+    """RAM in bytes, of up to a second ago; `process` is this process's resident set, now."""
 
     total: int
     used: int
@@ -92,12 +93,17 @@ class Gauges:
         import psutil
 
         self._psutil: Any = psutil
-        self._own: Any = psutil.Process()
+        self._resident = _Resident()
         self._nvml = _Nvml()
+        self._memory: Any = None
+        self._asked_at = 0.0
 
     def read(self) -> Snapshot:
-        memory = self._psutil.virtual_memory()
-        host = Host(memory.total, memory.total - memory.available, memory.available, self._own.memory_info().rss)
+        now = time.monotonic()
+        if self._memory is None or now - self._asked_at >= _AGAIN_S:
+            self._memory, self._asked_at = self._psutil.virtual_memory(), now
+        memory = self._memory
+        host = Host(memory.total, memory.total - memory.available, memory.available, self._resident.read())
         devices, problem = self._nvml.read()
         if not devices:
             devices = _through_torch()
@@ -105,7 +111,9 @@ class Gauges:
         return Snapshot(time.time(), host, tuple(devices), problem)
 
     def close(self) -> None:
+        """Until it is read again."""
         self._nvml.close()
+        self._resident.close()
 
 
 @dataclass
@@ -116,6 +124,29 @@ class _Card:
     now: Device
     is_torchs: bool  # torch's device of this index is this very card
     asked_at: float = float("-inf")
+
+
+class _Resident:
+    """This process's resident set in bytes. On Linux a file is kept open for it: to open it anew would cost more than all else that a sample does."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._own: Any = psutil.Process()
+        self._statm: Any = None
+
+    def read(self) -> int:
+        if self._statm is None:
+            with contextlib.suppress(OSError):  # another system
+                self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115
+        if self._statm is None:
+            return int(self._own.memory_info().rss)
+        return int(os.pread(self._statm.fileno(), 128, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        if self._statm is not None:
+            self._statm.close()
+            self._statm = None
 
 
 class _Nvml:
@@ -202,8 +233,13 @@ class _Nvml:
             self._open_at = min(self._open_at, time.monotonic() + _RETRY_S)  # a driver that has lost a card is asked anew for what it has
             return card.now
         now = time.monotonic()
-        if used != card.now.used or now - card.asked_at >= _AGAIN_S:
-            card.now, card.asked_at = self._ask_all(card, total, used), now
+        is_due = now - card.asked_at >= _AGAIN_S
+        if is_due or used != card.now.used:  # who holds how much has not changed where what is held has not
+            problem = None if total else "The driver does not tell how much memory this GPU has."
+            card.now = replace(card.now, total=total, used=used, problem=problem, **self._held(card), **(self._slow(card.handle) if is_due else {}))
+            card.asked_at = now if is_due else card.asked_at
+        if in_torch is None:
+            return card.now
         figures = _allocator(in_torch, card.now.index)
         own = card.now.process
         if own == 0 and figures[1]:
@@ -221,26 +257,24 @@ class _Nvml:
             free, total = torch.cuda.mem_get_info(card.now.index)
             return int(total), int(total - free)
 
-    def _ask_all(self, card: _Card, total: int, used: int) -> Device:
-        nvml, handle, before = self._nvml, card.handle, card.now
-        processes = self._processes(handle, {process.pid: process.name for process in before.others})
-        use, temperature = self._ask("nvmlDeviceGetUtilizationRates", handle), self._ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU)
+    def _slow(self, handle: Any) -> dict[str, Any]:
+        """What moves no faster than it is worth asking for."""
+        use, temperature = self._ask("nvmlDeviceGetUtilizationRates", handle), self._ask("nvmlDeviceGetTemperature", handle, self._nvml.NVML_TEMPERATURE_GPU)
         power, limit = self._ask("nvmlDeviceGetPowerUsage", handle), self._ask("nvmlDeviceGetEnforcedPowerLimit", handle)
-        return Device(
-            before.index,
-            before.name,
-            "nvml",
-            total,
-            used,
-            before.uuid,
-            None if processes is None else next((process.used for process in processes if process.pid == os.getpid()), 0),
-            tuple(process for process in processes or () if process.pid != os.getpid()),
-            utilisation=None if use is None else int(use.gpu),
-            temperature=None if temperature is None else float(temperature),
-            power=None if power is None else power / 1000,
-            power_limit=None if limit is None else limit / 1000,
-            problem=None if total else "The driver does not tell how much memory this GPU has.",
-        )
+        return {
+            "utilisation": None if use is None else int(use.gpu),
+            "temperature": None if temperature is None else float(temperature),
+            "power": None if power is None else power / 1000,
+            "power_limit": None if limit is None else limit / 1000,
+        }
+
+    def _held(self, card: _Card) -> dict[str, Any]:
+        """What processes hold of it, this one and others."""
+        processes = self._processes(card.handle, {process.pid: process.name for process in card.now.others})
+        return {
+            "process": None if processes is None else next((process.used for process in processes if process.pid == os.getpid()), 0),
+            "others": tuple(process for process in processes or () if process.pid != os.getpid()),
+        }
 
     def _processes(self, handle: Any, names: Mapping[int, str | None]) -> list[Process] | None:
         """Each process once; None where the driver names none to us."""
@@ -332,8 +366,6 @@ def _torch_uuids(torch: Any) -> list[str] | None:
 def _allocator(torch: Any, index: int) -> tuple[int, int, int] | tuple[None, None, None]:
     """What is allocated, reserved, and was allocated at most; in one question, as each takes torch as long as all."""
     try:
-        if torch is None:
-            return None, None, None
         if not _has_context(torch, index):
             return 0, 0, 0
         stats = torch.cuda.memory_stats_as_nested_dict(index)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from operator import attrgetter
 from typing import Any
 
 from .gauges import Device, Snapshot
 
 MOST_SAMPLES = 2000
 _FIGURES = ("used", "process", "allocated")
+_figures = attrgetter(*_FIGURES)
 _UNTOLD = -1
 
 
@@ -43,9 +45,9 @@ class Samples:
             before = self._devices.get(device.index)
             columns = [array("q", [_UNTOLD]) * len(self._at) for _ in _FIGURES] if before is None else before[1]
             self._devices[device.index] = device, columns
-            for figure, column in zip(_FIGURES, columns, strict=True):
-                value = getattr(device, figure)
-                column[-1] = column[-1] if value is None else max(column[-1], value)
+            for value, column in zip(_figures(device), columns, strict=True):
+                if value is not None and value > column[-1]:
+                    column[-1] = value
 
     def as_json(self) -> dict[str, Any]:
         devices = [

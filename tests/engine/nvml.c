@@ -13,6 +13,7 @@
  *     power 123456
  *     limit 300000
  *     fail nvmlDeviceGetName 4       a function that fails for this GPU
+ *     moves                          1 MiB more is in use whenever it is asked for its memory
  *     lost                           it has fallen off the bus: all functions fail
  *
  * As in the real one, cards are counted when it is initialised; a card that is gone since has its number and is lost.
@@ -34,7 +35,7 @@ typedef struct { char function[64]; int code; } Failure;
 typedef struct { unsigned pid; unsigned long long used; } Held;
 typedef struct {
     char uuid[96], name[96];
-    int is_mig, is_lost, failures, computes, graphics;
+    int is_mig, is_lost, moves, failures, computes, graphics;
     unsigned long long total, used;
     unsigned use, temperature, power, limit;
     Failure failure[MOST_FAILURES];
@@ -80,6 +81,8 @@ static void read_world(void) {
             continue;
         } else if (!strcmp(word, "lost")) {
             gpu->is_lost = 1;
+        } else if (!strcmp(word, "moves")) {
+            gpu->moves = 1;
         } else if (sscanf(line, "compute %u %lld", &held.pid, (long long *)&held.used) == 2) {
             gpu->compute[gpu->computes++] = held;
         } else if (sscanf(line, "graphics %u %lld", &held.pid, (long long *)&held.used) == 2) {
@@ -220,6 +223,7 @@ typedef struct { unsigned long long total, free, used; } Memory;
 
 int nvmlDeviceGetMemoryInfo(Handle *handle, Memory *memory) {
     ASK(nvmlDeviceGetMemoryInfo);
+    if (gpu->moves) gpu->used = (gpu->used + (1 << 20)) % gpu->total;
     *memory = (Memory){gpu->total, gpu->total - gpu->used, gpu->used};
     return SUCCESS;
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +52,7 @@ class Gpu:
     limit: float = 300.0
     failures: Mapping[str, int] = field(default_factory=dict)
     is_lost: bool = False
+    moves: bool = False
     is_part: bool = False
 
     @property
@@ -61,9 +62,6 @@ class Gpu:
     @property
     def name(self) -> str:
         return f"NVIDIA Card {self.number}"
-
-    def but(self, **changes: Any) -> Gpu:
-        return replace(self, **changes)
 
     def lines(self) -> list[str]:
         def held(kind: str, processes: Mapping[int, int | None]) -> list[str]:
@@ -80,6 +78,7 @@ class Gpu:
             f"power {round(self.power * 1000)}",
             f"limit {round(self.limit * 1000)}",
             *(["lost"] if self.is_lost else []),
+            *(["moves"] if self.moves else []),
             *(f"fail {function} {code}" for function, code in self.failures.items()),
         ]
 
