@@ -11,14 +11,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MIB = 2**20
 _RETRY_S = 10.0
 _AGAIN_S = 1.0  # what moves slowly, or costs much to ask for, is as old as this at most; drivers average utilisation and power over about as long
+_MOVED_S = 0.25  # who holds a card's memory is as old as this at most while it moves
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,16 @@ class Process:
     used: int | None
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):  # which are made ten times as fast as frozen dataclasses, and ten times a second for each device
     """A device, in bytes, percent, degrees Celsius and watts; None where it does not tell.
 
     index      as the programs here see it
-    process    what this process holds
+    process    what this process holds; as all but memory in use and torch's figures, of up to a second ago
     allocated  what torch has given out of what it has `reserved`; `peak` the most since that was last reset
     problem    why what is shown may be old or missing
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # tuples have a method of that name, which nobody asks a device for
     name: str
     backend: str
     total: int
@@ -82,7 +82,7 @@ class Snapshot:
     problem: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        devices = [{**asdict(device), "free": device.free} for device in self.devices]
+        devices = [{**device._asdict(), "others": [asdict(process) for process in device.others], "free": device.free} for device in self.devices]
         return {"time": self.time, "host": asdict(self.host), "devices": devices, "problem": self.problem}
 
 
@@ -123,7 +123,9 @@ class _Card:
     handle: Any
     now: Device
     is_torchs: bool  # torch's device of this index is this very card
-    asked_at: float = float("-inf")
+    asked_at: float = float("-inf")  # for all but its memory
+    held_at: float = float("-inf")  # for its processes
+    drawing: Sequence[Any] | None = None  # the processes that use it for graphics
 
 
 class _Resident:
@@ -160,10 +162,10 @@ class _Nvml:
         self._had_torch = False
 
     def read(self) -> tuple[list[Device], str | None]:
-        torch = torch_in_use()
-        if time.monotonic() >= self._open_at or (self._nvml is not None and self._had_torch is (torch is None)):
+        torch, now = torch_in_use(), time.monotonic()
+        if now >= self._open_at or (self._nvml is not None and self._had_torch != (torch is not None)):
             self._open(torch)
-        return [self._read(card, torch) for card in self._cards], self._problem
+        return [self._read(card, torch, now) for card in self._cards], self._problem
 
     def close(self) -> None:
         nvml, self._nvml, self._open_at = self._nvml, None, 0.0
@@ -192,20 +194,9 @@ class _Nvml:
 
     def _find(self, torch: Any, before: Sequence[_Card]) -> tuple[list[_Card], str | None]:
         """The cards that the programs here see, and why there may be none."""
-        nvml = self._nvml
         setting, torch_uuids = os.environ.get("CUDA_VISIBLE_DEVICES"), _torch_uuids(torch)
-        handles: list[tuple[Any, str | None]] = []  # or why there is none
         is_part = setting is not None and setting.startswith("MIG-")
-        if setting is not None and is_part:  # a part of a card; a program sees the first that is named
-            part = self._ask("nvmlDeviceGetHandleByUUID", setting.split(",")[0].encode())
-            handles += [(part, None)] if part is not None else []
-        for i in range(0 if is_part else nvml.nvmlDeviceGetCount()):
-            try:
-                handles.append((nvml.nvmlDeviceGetHandleByIndex(i), None))
-            except nvml.NVMLError_NoPermission:
-                pass  # kept from this container; CUDA does not count it either
-            except Exception as error:
-                handles.append((None, _reason(error)))
+        handles = self._parts(str(setting)) if is_part else self._handles()
         uuids = [self._text("nvmlDeviceGetUUID", handle) for handle, _ in handles]
         lost = iter([card.now for card in before if card.now.uuid and card.now.uuid not in uuids])
         known = [next(lost, None) if handle is None else None for handle, _ in handles]
@@ -215,78 +206,89 @@ class _Nvml:
         for index, i in visible.items():
             handle, why = handles[i]
             device = known[i] or Device(index, self._text("nvmlDeviceGetName", handle) or "an NVIDIA GPU", "nvml", 0, 0, uuids[i])
-            device = replace(device, index=index, problem=why and f"This GPU cannot be read: {why}.")
+            device = device._replace(index=index, problem=why and f"This GPU cannot be read: {why}.")
             cards.append(_Card(handle, device, is_torchs=torch_uuids is not None or len(visible) == 1))
-        count = len(handles) or int(is_part)
-        hides_all = count > 0 and not cards
-        return cards, f"CUDA_VISIBLE_DEVICES is {setting!r}, which names no NVIDIA card that is here." if hides_all and torch_uuids is None else None
+        are_hidden = not cards and torch_uuids is None and (is_part or len(handles) > 0)
+        return cards, f"CUDA_VISIBLE_DEVICES is {setting!r}, which names no NVIDIA card that is here." if are_hidden else None
 
-    def _read(self, card: _Card, torch: Any) -> Device:
+    def _handles(self) -> list[tuple[Any, str | None]]:
+        """Of each card that CUDA counts a handle, or why there is none."""
+        nvml = self._nvml
+        handles: list[tuple[Any, str | None]] = []
+        refused: Exception | None = None
+        for i in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handles.append((nvml.nvmlDeviceGetHandleByIndex(i), None))
+            except nvml.NVMLError_NoPermission as error:  # kept from this container
+                refused = error
+            except Exception as error:
+                handles.append((None, _reason(error)))
+        if refused is not None and not handles:
+            raise refused
+        return handles
+
+    def _parts(self, setting: str) -> list[tuple[Any, str | None]]:
+        """The part of a card that a program sees, which is the first that is named."""
+        handle = self._ask("nvmlDeviceGetHandleByUUID", setting.split(",")[0].encode())
+        return [] if handle is None else [(handle, None)]
+
+    def _read(self, card: _Card, torch: Any, now: float) -> Device:
         if card.handle is None:
             return card.now
         in_torch = torch if card.is_torchs else None
         try:
-            total, used = self._memory(card, in_torch)
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(card.handle)
+            total, used = int(memory.total), int(memory.total - memory.free)
+        except self._nvml.NVMLError_NotSupported:  # as of a card that shares the RAM
+            total, used = _memory(in_torch, card.now.index)
         except Exception as error:
             before, card.handle = card.now, None
             card.now = Device(before.index, before.name, "nvml", before.total, before.used, before.uuid, problem=f"This GPU cannot be read: {_reason(error)}.")
-            self._open_at = min(self._open_at, time.monotonic() + _RETRY_S)  # a driver that has lost a card is asked anew for what it has
+            self._open_at = min(self._open_at, now + _RETRY_S)  # a driver that has lost a card is asked anew for what it has
             return card.now
-        now = time.monotonic()
-        is_due = now - card.asked_at >= _AGAIN_S
-        if is_due or used != card.now.used:  # who holds how much has not changed where what is held has not
-            problem = None if total else "The driver does not tell how much memory this GPU has."
-            card.now = replace(card.now, total=total, used=used, problem=problem, **self._held(card), **(self._slow(card.handle) if is_due else {}))
-            card.asked_at = now if is_due else card.asked_at
+        if now - card.asked_at >= _AGAIN_S:
+            card.asked_at = now
+            card.now = self._ask_all(card, total, used)
+        elif used != card.now.used:  # and if not, nobody holds more or less than before
+            card.now = card.now._replace(used=used, **(self._held(card) if now - card.held_at >= _MOVED_S else {}))
         if in_torch is None:
             return card.now
-        figures = _allocator(in_torch, card.now.index)
+        allocated, reserved, peak = _allocator(in_torch, card.now.index)
         own = card.now.process
-        if own == 0 and figures[1]:
+        if own == 0 and reserved:
             own = None  # it holds some: the driver knows it under another number, as of a container
-        return replace(card.now, process=own, allocated=figures[0], reserved=figures[1], peak=figures[2])
+        return card.now._replace(process=own, allocated=allocated, reserved=reserved, peak=peak)
 
-    def _memory(self, card: _Card, torch: Any) -> tuple[int, int]:
-        """Total and used; both 0 where the driver does not tell, as of a card that shares the RAM."""
-        try:
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(card.handle)
-            return int(memory.total), int(memory.total - memory.free)
-        except self._nvml.NVMLError_NotSupported:
-            if torch is None or not _has_context(torch, card.now.index):
-                return 0, 0
-            free, total = torch.cuda.mem_get_info(card.now.index)
-            return int(total), int(total - free)
-
-    def _slow(self, handle: Any) -> dict[str, Any]:
-        """What moves no faster than it is worth asking for."""
+    def _ask_all(self, card: _Card, total: int, used: int) -> Device:
+        handle = card.handle
+        card.drawing = self._newest("nvmlDeviceGetGraphicsRunningProcesses", handle)
         use, temperature = self._ask("nvmlDeviceGetUtilizationRates", handle), self._ask("nvmlDeviceGetTemperature", handle, self._nvml.NVML_TEMPERATURE_GPU)
         power, limit = self._ask("nvmlDeviceGetPowerUsage", handle), self._ask("nvmlDeviceGetEnforcedPowerLimit", handle)
-        return {
-            "utilisation": None if use is None else int(use.gpu),
-            "temperature": None if temperature is None else float(temperature),
-            "power": None if power is None else power / 1000,
-            "power_limit": None if limit is None else limit / 1000,
-        }
+        return card.now._replace(
+            total=total,
+            used=used,
+            **self._held(card),
+            utilisation=None if use is None else int(use.gpu),
+            temperature=None if temperature is None else float(temperature),
+            power=None if power is None else power / 1000,
+            power_limit=None if limit is None else limit / 1000,
+            problem=None if total else "The driver does not tell how much memory this GPU has.",
+        )
 
     def _held(self, card: _Card) -> dict[str, Any]:
-        """What processes hold of it, this one and others."""
-        processes = self._processes(card.handle, {process.pid: process.name for process in card.now.others})
-        return {
-            "process": None if processes is None else next((process.used for process in processes if process.pid == os.getpid()), 0),
-            "others": tuple(process for process in processes or () if process.pid != os.getpid()),
-        }
-
-    def _processes(self, handle: Any, names: Mapping[int, str | None]) -> list[Process] | None:
-        """Each process once; None where the driver names none to us."""
-        answers = [self._newest(f"nvmlDeviceGet{what}RunningProcesses", handle) for what in ("Compute", "Graphics")]
-        if all(answer is None for answer in answers):
-            return None
+        """What processes hold of it, this one and others; None of this one where the driver names none to us."""
+        card.held_at = time.monotonic()
+        computing = self._newest("nvmlDeviceGetComputeRunningProcesses", card.handle)
+        if computing is None and card.drawing is None:
+            return {"process": None, "others": ()}
         used: dict[int, int | None] = {}
-        for entry in (entry for answer in answers for entry in answer or ()):
+        for entry in [*(computing or ()), *(card.drawing or ())]:
+            pid, size, known = entry.pid, entry.usedGpuMemory, used.get(entry.pid)
             # One that computes and draws is in both lists, with all that it holds.
-            sizes = [size for size in (used.get(entry.pid), entry.usedGpuMemory) if size is not None]
-            used[entry.pid] = max(sizes, default=None)
-        return [Process(pid, names[pid] if pid in names else _process_name(pid), size) for pid, size in sorted(used.items())]
+            used[pid] = size if known is None else known if size is None else max(known, size)
+        own = used.pop(os.getpid(), 0)
+        names = {process.pid: process.name for process in card.now.others}
+        return {"process": own, "others": tuple(Process(pid, names[pid] if pid in names else _process_name(pid), size) for pid, size in sorted(used.items()))}
 
     def _newest(self, question: str, handle: Any) -> Sequence[Any] | None:
         """The answer to the newest form of a question that this driver knows."""
@@ -356,6 +358,14 @@ def _has_context(torch: Any, index: int) -> bool:
         return index == torch.cuda.current_device()
 
 
+def _memory(torch: Any, index: int) -> tuple[int, int]:
+    """Total and used, as torch tells; both 0 where it cannot without a context."""
+    if torch is None or not _has_context(torch, index):
+        return 0, 0
+    free, total = torch.cuda.mem_get_info(index)
+    return int(total), int(total - free)
+
+
 def _torch_uuids(torch: Any) -> list[str] | None:
     try:
         return None if torch is None else [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(torch.cuda.device_count())]
@@ -394,8 +404,7 @@ def _torch_device(torch: Any, index: int) -> Device:
     name = str(torch.cuda.get_device_name(index))
     if not _has_context(torch, index):
         return Device(index, name, "cuda", int(torch.cuda.get_device_properties(index).total_memory), 0, problem="What is in use of this GPU is told once a program here uses it.")
-    free, total = torch.cuda.mem_get_info(index)
-    return Device(index, name, "cuda", int(total), int(total - free), None, None, (), *_allocator(torch, index))
+    return Device(index, name, "cuda", *_memory(torch, index), None, None, (), *_allocator(torch, index))
 
 
 def _code(error: Exception) -> object:

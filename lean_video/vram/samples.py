@@ -10,8 +10,8 @@ from .gauges import Device, Snapshot
 
 MOST_SAMPLES = 2000
 _FIGURES = ("used", "process", "allocated")
-_figures = attrgetter(*_FIGURES)
 _UNTOLD = -1
+_figures = attrgetter(*_FIGURES)
 
 
 class Samples:
@@ -20,7 +20,7 @@ class Samples:
     def __init__(self) -> None:
         self._at = array("d")
         self._host = array("q")
-        self._devices: dict[int, tuple[Device, list[array[int]]]] = {}  # by index, as last seen; a column for each figure
+        self._devices: dict[int, tuple[Device, array[int]]] = {}  # by index, as last seen; its figures one sample after the other
         self._merged = 0  # into the last one
         self._every = 1
 
@@ -36,36 +36,40 @@ class Samples:
             if len(self._at) == MOST_SAMPLES:
                 self._halve()
             self._at.append(at)
-            self._host.append(_UNTOLD)
-            for _, columns in self._devices.values():
-                for column in columns:
-                    column.append(_UNTOLD)
+            self._host.append(snapshot.host.process)
         self._host[-1] = max(self._host[-1], snapshot.host.process)
+        end = len(self._at) * len(_FIGURES)
         for device in snapshot.devices:
-            before = self._devices.get(device.index)
-            columns = [array("q", [_UNTOLD]) * len(self._at) for _ in _FIGURES] if before is None else before[1]
-            self._devices[device.index] = device, columns
-            for value, column in zip(_figures(device), columns, strict=True):
-                if value is not None and value > column[-1]:
-                    column[-1] = value
+            values = [_UNTOLD if value is None else value for value in _figures(device)]
+            known = self._devices.get(device.index)
+            column = array("q") if known is None else known[1]
+            self._devices[device.index] = device, column
+            if len(column) == end:
+                column[-len(values) :] = array("q", map(max, column[-len(values) :], values))
+            else:
+                column.extend([_UNTOLD] * (end - len(column) - len(values)))  # while it was not there
+                column.extend(values)
 
     def as_json(self) -> dict[str, Any]:
         devices = [
-            {"index": index, "name": device.name, "total": device.total, **{figure: _told(column) for figure, column in zip(_FIGURES, columns, strict=True)}}
-            for index, (device, columns) in sorted(self._devices.items())
+            {"index": index, "name": device.name, "total": device.total, **{figure: self._told(column, i) for i, figure in enumerate(_FIGURES)}}
+            for index, (device, column) in sorted(self._devices.items())
         ]
         return {"at": self._at.tolist(), "host": self._host.tolist(), "devices": devices}
+
+    def _told(self, column: array[int], figure: int) -> list[int | None]:
+        told = [None if value == _UNTOLD else value for value in column[figure :: len(_FIGURES)]]
+        return [*told, *[None] * (len(self._at) - len(told))]
 
     def _halve(self) -> None:
         self._at = self._at[::2]
         self._host = _larger(self._host)
-        self._devices = {index: (device, [_larger(column) for column in columns]) for index, (device, columns) in self._devices.items()}
+        for _, column in self._devices.values():
+            columns = [_larger(column[i :: len(_FIGURES)]) for i in range(len(_FIGURES))]
+            column[:] = array("q", [value for values in zip(*columns, strict=True) for value in values])
         self._every *= 2
 
 
 def _larger(column: array[int]) -> array[int]:
-    return array("q", map(max, column[::2], column[1::2]))
-
-
-def _told(column: array[int]) -> list[int | None]:
-    return [None if value == _UNTOLD else value for value in column]
+    """Of each two neighbours; the last may have none."""
+    return array("q", map(max, column[::2], [*column[1::2], *column[-1:]]))

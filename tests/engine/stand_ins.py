@@ -19,7 +19,7 @@ MIB = 2**20
 _READER = """
 import json, sys
 from lean_video.vram import gauges
-gauges._RETRY_S, gauges._AGAIN_S = float(sys.argv[1]), float(sys.argv[2])
+gauges._RETRY_S, gauges._AGAIN_S, gauges._MOVED_S = float(sys.argv[1]), float(sys.argv[2]), float(sys.argv[2]) / 4
 exec(sys.argv[3])
 every = gauges.Gauges()
 for line in sys.stdin:

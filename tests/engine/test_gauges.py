@@ -150,6 +150,13 @@ def test_a_gpu_that_is_kept_from_this_container_has_no_number(world: World) -> N
     assert snapshot["problem"] is None
 
 
+def test_where_every_gpu_is_kept_from_this_user_it_is_said_so(world: World) -> None:
+    world.has(Gpu(failures={"nvmlDeviceGetHandleByIndex_v2": 4}))
+    with world.reader() as reader:
+        snapshot = reader.read()
+    assert (snapshot["devices"], snapshot["problem"]) == ([], "NVIDIA's cards cannot be read: this user has no permission.")
+
+
 # What breaks
 
 
@@ -261,16 +268,20 @@ def test_a_package_that_cannot_be_imported_is_said_so(world: World, broken: str)
 # What it costs
 
 
-def test_a_gpu_on_which_nothing_changes_is_asked_for_its_memory_only(world: World) -> None:
+def test_a_gpu_is_asked_for_its_memory_each_time_and_for_who_holds_it_once_that_moved(world: World) -> None:
     world.has(Gpu(0), Gpu(1))
     with world.reader(again_s=FOREVER) as reader:
         reader.read()
         world.calls()
-        reader.read()
-        assert world.calls() == ["nvmlDeviceGetMemoryInfo"] * 2
+        for used in (1024, 1400):
+            world.has(Gpu(0), Gpu(1, used=used))
+            assert [device["used"] // MIB for device in reader.read()["devices"]] == [1024, used]
+            assert world.calls() == ["nvmlDeviceGetMemoryInfo"] * 2
+        reader.read("gauges._MOVED_S = 0")
+        world.calls()
         world.has(Gpu(0), Gpu(1, used=1500, compute={reader.pid: 476}))
         assert [device["process"] for device in reader.read()["devices"]] == [0, 476 * MIB]
-        assert set(world.calls()) == {"nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3"}
+        assert set(world.calls()) == {"nvmlDeviceGetMemoryInfo", "nvmlDeviceGetComputeRunningProcesses_v3"}
 
 
 def test_all_figures_are_asked_for_again_after_a_while(world: World) -> None:
