@@ -34,7 +34,7 @@ class Monitor:
 
     # What the host tells
 
-    def announced(self) -> None:
+    def nothing_runs(self) -> None:
         self.recorder.rest()
 
     def run_started(self, run_id: str, prompt: Mapping[str, Any]) -> None:
@@ -50,8 +50,8 @@ class Monitor:
         self._watch.busy(True)
         host.send_to_all("lean_video.run", {"id": run_id, "status": "running"})
 
-    def node_started(self, run_id: str, node_id: str) -> None:
-        self.recorder.start_node(run_id, node_id)
+    def node_started(self, run_id: str, node_id: str, is_late: bool = False) -> None:
+        self.recorder.start_node(run_id, node_id, is_late)
 
     def step(self, run_id: str, node_id: str, done: int, total: int) -> None:
         self.recorder.step(run_id, node_id, "step", done, total)

@@ -120,7 +120,7 @@ class Recorder:
         self._rest: tuple[int | None, int] | None = None
 
     def rest(self) -> None:
-        """Nothing has begun yet: what is held now is what the first node of the next run begins with, should that be heard of late."""
+        """Nothing runs: what is held now is what the first nodes of the next run begin with, should they be heard of late."""
         with self._lock:
             if self._current is None:
                 self._rest = self._probe.begin()
@@ -136,7 +136,8 @@ class Recorder:
             while len(self._runs) > self._history:
                 self._runs.popitem(last=False)
 
-    def start_node(self, run_id: str, node_id: str) -> None:
+    def start_node(self, run_id: str, node_id: str, is_late: bool = False) -> None:
+        """`is_late` when it may hold something already that it did not begin with: it then began with no more than what was held at rest."""
         with self._lock:
             run = self._runs.get(run_id)
             if run is None or run.status != "running":
@@ -150,7 +151,7 @@ class Recorder:
             # A node inside a subgraph or made on the way has the name of the one on the canvas in front of its own.
             label = run.labels.get(node_id) or run.labels.get(node_id.split(":")[0]) or run.labels.get(node_id.split(".")[0]) or Label("", f"node {node_id}"[:SHORT])
             device, host = self._probe.begin()
-            if not run.nodes and self._rest is not None:
+            if is_late and self._rest is not None:
                 host = min(host, self._rest[1])
                 device = device if device is None or self._rest[0] is None else min(device, self._rest[0])
             run.nodes.append(_Node(node_id[:SHORT], label, time.monotonic() - run.origin, device, host, device, host, predicted=run.predicted.get(node_id)))
