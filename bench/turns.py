@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,9 @@ def worker(script: str, *arguments: str) -> Iterator[Worker]:
         process.wait()
 
 
-def call(script: str, *arguments: str, python: Path | str = sys.executable, cwd: Path | None = None) -> str:
-    """The last line that the script prints when called so."""
-    done = subprocess.run([str(python), script, *arguments], env=_env(), cwd=cwd, capture_output=True, text=True)
+def call(script: str, *arguments: str, python: Path | str = sys.executable, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+    """The last line that the script prints when called so. `env` is beside what the environment has."""
+    done = subprocess.run([str(python), script, *arguments], env={**_env(), **(env or {})}, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     return done.stdout.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-/** What each node took, at its upper right corner after a run: elements over the canvas, which the canvas itself knows nothing of. */
+/** What each node took, at its upper left corner after a run (at the right the page shows badges of its own): elements over the canvas, which the canvas itself knows nothing of. */
 import { make } from "./dom.js";
 
 const LEAST_SCALE = 0.35;
@@ -59,9 +59,9 @@ export class Badges {
       for (const [node, badge] of shown) {
         const graph = canvas.graph ?? this.app.graph;
         const isHere = scale >= LEAST_SCALE && graph?.getNodeById?.(node.id) === node;
-        const x = element.offsetLeft + (node.pos[0] + (node.flags?.collapsed ? (node._collapsed_width ?? 80) : node.size[0]) + offset[0]) * scale;
+        const x = element.offsetLeft + (node.pos[0] + offset[0]) * scale;
         const y = element.offsetTop + (node.pos[1] - TITLE + offset[1]) * scale;
-        const place = isHere ? `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px) scale(${scale.toFixed(3)}) translate(-100%, ${-100 * (1 + row)}%)` : "";
+        const place = isHere ? `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px) scale(${scale.toFixed(3)}) translate(0, ${-100 * (1 + row)}%)` : "";
         if (badge.dataset.place === place) continue;
         badge.dataset.place = place;
         badge.hidden = !isHere;

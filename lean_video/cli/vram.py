@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 
@@ -27,7 +28,8 @@ def add_commands(add_parser: AddParser) -> None:
 
 
 def _vram(options: argparse.Namespace) -> int:
-    importlib.import_module("torch")  # through which Apple's GPUs are seen
+    if sys.platform == "darwin":
+        importlib.import_module("torch")  # through which Apple's GPUs are seen
     gauges = Gauges()
     try:
         if options.json:
@@ -45,17 +47,28 @@ def _vram(options: argparse.Namespace) -> int:
 
 
 def _watch(gauges: Gauges) -> None:
+    is_terminal = sys.stdout.isatty()
     lines = 0
+    told: list[str] = []
     try:
         while True:
             snapshot = gauges.read()
-            table = [*_table(snapshot), *([snapshot.problem] if snapshot.problem else [])] if sys.stdout.isatty() else [_line(snapshot)]
-            back = f"\x1b[{lines}A\x1b[J" if lines and sys.stdout.isatty() else ""
-            print(back + "\n".join(table), flush=True)
-            lines = len(table)
+            if is_terminal:
+                table = [*_table(snapshot), *([snapshot.problem] if snapshot.problem else [])]
+                print((f"\x1b[{lines}A\x1b[J" if lines else "") + "\n".join(table), flush=True)
+                lines = len(table)
+            else:
+                problems = [f"{device.index}: {device.problem}" for device in snapshot.devices if device.problem] + ([snapshot.problem] if snapshot.problem else [])
+                for problem in problems:
+                    if problem not in told:
+                        say(problem)
+                told = problems
+                print(_line(snapshot), flush=True)
             time.sleep(1)
     except KeyboardInterrupt:
         pass
+    except BrokenPipeError:  # `| head` has read enough; what Python still wants to write at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line(snapshot: Snapshot) -> str:
@@ -68,7 +81,8 @@ def _table(snapshot: Snapshot) -> list[str]:
     lines: list[str] = []
     for device in snapshot.devices:
         lines.append(f"{device.index}: {device.name}{_facts(device)}")
-        lines.append(_bar(device.used, device.total))
+        if device.total:
+            lines.append(_bar(device.used, device.total))
         lines += [f"   {_size(process.used):>12}  {process.name or 'a process'} ({process.pid})" for process in device.others]
         if device.problem:
             lines.append(f"   {device.problem}")

@@ -74,7 +74,7 @@ def plot(run: Mapping[str, Any]) -> NDArray[float32]:
 
     samples, nodes = run["samples"], run["nodes"]
     device = samples["devices"][0] if samples["devices"] else None
-    held = samples["host"] if device is None else [size or used for size, used in zip(device["process"], device["used"], strict=True)]
+    held = samples["host"] if device is None else [size or used or 0 for size, used in zip(device["process"], device["used"], strict=True)]
     seconds = max([run["now"] if run["seconds"] is None else run["seconds"], *samples["at"], 1e-3])
     most = float(max(held, default=1))
     top_value = max(most, float(device["total"])) if device else most * 1.15

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .gauges import Device, Snapshot, torch_in_use
+from .gauges import Snapshot, torch_devices, torch_in_use
+from .samples import Samples
 
-MOST_SAMPLES = 2000
 MOST_NODES = 2000
 MOST_STEPS = 500
 SHORT = 300  # characters of a message or a title that are kept
@@ -59,14 +59,14 @@ class ProcessProbe:
         if torch is None:
             return None, self._start
         held = 0
-        for index in range(torch.cuda.device_count()):
+        for index in torch_devices(torch):
             torch.cuda.reset_peak_memory_stats(index)
             held += int(torch.cuda.memory_allocated(index))
         return held, self._start
 
     def peak(self) -> tuple[int | None, int]:
         torch = torch_in_use()
-        device = None if torch is None else sum(int(torch.cuda.max_memory_allocated(index)) for index in range(torch.cuda.device_count()))
+        device = None if torch is None else sum(int(torch.cuda.max_memory_allocated(index)) for index in torch_devices(torch))
         return device, max(_high_water(), int(self._own.memory_info().rss))
 
 
@@ -90,6 +90,7 @@ class _Node:
     seconds: float | None = None
     status: str = "running"
     predicted: int | None = None
+    is_sampled: bool = False  # of the device samples tell, as the probe cannot
     steps: list[dict[str, Any]] = field(default_factory=lambda: [])
 
 
@@ -104,10 +105,7 @@ class _Run:
     message: str | None = None
     nodes: list[_Node] = field(default_factory=lambda: [])
     predicted: dict[str, int] = field(default_factory=lambda: {})
-    at: list[float] = field(default_factory=lambda: [])
-    samples: list[Snapshot] = field(default_factory=lambda: [])
-    every: int = 1  # samples that were merged into one
-    skipped: int = 0
+    samples: Samples = field(default_factory=Samples)
 
 
 class Recorder:
@@ -131,6 +129,8 @@ class Recorder:
         with self._lock:
             if run_id in self._runs:
                 return
+            if self._current is not None:
+                self.end_run(self._current.id, "interrupted", "The end of this run was not heard of.")
             kept = {node: Label(label.type[:SHORT], label.title[:SHORT]) for node, label in list(labels.items())[:MOST_NODES]}
             self._current = self._runs[run_id] = _Run(run_id, time.time(), time.monotonic(), kept)
             while len(self._runs) > self._history:
@@ -207,21 +207,11 @@ class Recorder:
                 return
             node = self._running(run)
             if node is not None:
-                self._raise_peaks(node, _of_process(snapshot) if node.device_start is None else None, snapshot.host.process)
-                if node.device_start is None:
-                    node.device_start = _of_process(snapshot)
-            run.skipped += 1
-            if run.skipped < run.every:
-                if run.samples:
-                    run.samples[-1] = _higher(run.samples[-1], snapshot)
-                return
-            run.skipped = 0
-            run.at.append(time.monotonic() - run.origin)
-            run.samples.append(snapshot)
-            if len(run.samples) >= MOST_SAMPLES:
-                run.samples = [_higher(*pair) for pair in zip(run.samples[::2], run.samples[1::2], strict=True)]
-                run.at = run.at[::2]
-                run.every *= 2
+                held = _of_process(snapshot) if node.device_start is None or node.is_sampled else None
+                if held is not None and node.device_start is None:
+                    node.device_start, node.is_sampled = held, True
+                self._raise_peaks(node, held, snapshot.host.process)
+            run.samples.add(time.monotonic() - run.origin, snapshot)
 
     def runs(self) -> list[dict[str, Any]]:
         """What is known of each run, the newest first."""
@@ -250,18 +240,17 @@ class Recorder:
                 }
                 for node in run.nodes
             ]
-            return {**self._summary(run), "now": now, "nodes": nodes, "samples": _columns(run)}
+            return {**self._summary(run), "now": now, "nodes": nodes, "samples": run.samples.as_json()}
 
     def _summary(self, run: _Run) -> dict[str, Any]:
         devices = [node.device_peak for node in run.nodes if node.device_peak is not None]
-        sampled = [sample.host.process for sample in run.samples]
         return {
             "id": run.id,
             "started": run.began,
             "seconds": run.seconds,
             "status": run.status,
             "message": run.message,
-            "peak": {"device": max(devices, default=None), "host": max([node.host_peak for node in run.nodes] + sampled, default=0)},
+            "peak": {"device": max(devices, default=None), "host": max([run.samples.host_peak, *(node.host_peak for node in run.nodes)])},
             "predicted": max(run.predicted.values(), default=None),
             "nodes": len({node.id for node in run.nodes}),
         }
@@ -294,27 +283,6 @@ def _of_process(snapshot: Snapshot) -> int | None:
     return sum(device.used for device in snapshot.devices)
 
 
-def _higher(a: Snapshot, b: Snapshot) -> Snapshot:
-    """Two samples as one: of each figure the larger, so that no peak is lost."""
-    if len(a.devices) != len(b.devices):
-        return b if b.host.process >= a.host.process else a
-    devices = tuple(two if two.used >= one.used else one for one, two in zip(a.devices, b.devices, strict=True))
-    return Snapshot(a.time, max(a.host, b.host, key=lambda host: host.process), devices, b.problem or a.problem)
-
-
-def _columns(run: _Run) -> dict[str, Any]:
-    last: tuple[Device, ...] = run.samples[-1].devices if run.samples else ()
-
-    def column(i: int, what: str) -> list[Any]:
-        return [getattr(sample.devices[i], what) if i < len(sample.devices) else None for sample in run.samples]
-
-    devices = [
-        {"name": device.name, "total": device.total, "used": column(i, "used"), "process": column(i, "process"), "allocated": column(i, "allocated")}
-        for i, device in enumerate(last)
-    ]
-    return {"at": list(run.at), "host": [sample.host.process for sample in run.samples], "devices": devices}
-
-
 def chrome_trace(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run, as `Recorder.run` gives it, in the Trace Event Format that chrome://tracing and Perfetto read: nodes as slices, memory as counters, steps as instants.
 
@@ -334,8 +302,8 @@ def chrome_trace(run: Mapping[str, Any]) -> dict[str, Any]:
     samples = run["samples"]
     for i, at in enumerate(samples["at"]):
         events.append({"name": "host", "ph": "C", "ts": at * 1e6, "pid": 1, "tid": 1, "args": {"bytes": samples["host"][i]}})
-        for number, device in enumerate(samples["devices"]):
+        for device in samples["devices"]:
             held = {key: device[key][i] for key in ("used", "process", "allocated") if device[key][i] is not None}
             if held:
-                events.append({"name": f"{number}: {device['name']}", "ph": "C", "ts": at * 1e6, "pid": 1, "tid": 1, "args": held})
+                events.append({"name": f"{device['index']}: {device['name']}", "ph": "C", "ts": at * 1e6, "pid": 1, "tid": 1, "args": held})
     return {"traceEvents": events, "displayTimeUnit": "ms"}

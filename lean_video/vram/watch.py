@@ -18,6 +18,7 @@ class Watch:
         self._gauges, self._on_snapshot = gauges, on_snapshot
         self._periods = 1 / idle_hz, 1 / busy_hz
         self._wake = threading.Condition()
+        self._reading = threading.Lock()
         self._thread: threading.Thread | None = None
         self._busy = self._stopped = self._has_failed = False
         self._latest: Snapshot | None = None
@@ -33,8 +34,8 @@ class Watch:
 
     @property
     def latest(self) -> Snapshot:
-        """The last sample; the first one is taken now if there is none."""
-        return self._latest or self._read()
+        """The last sample; taken now as long as nothing was started."""
+        return self._read() if self._thread is None or self._latest is None else self._latest
 
     def stop(self) -> None:
         with self._wake:
@@ -57,5 +58,6 @@ class Watch:
                     self._wake.wait(self._periods[self._busy])
 
     def _read(self) -> Snapshot:
-        self._latest = self._gauges.read()
-        return self._latest
+        with self._reading:
+            self._latest = self._gauges.read()
+            return self._latest

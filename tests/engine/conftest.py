@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lean_video.checkpoints import open_svd
 from lean_video.models.svd import SVDModel
+from tests.engine.stand_ins import World, build_nvml
 
 CPU = torch.device("cpu")
 
@@ -92,6 +94,26 @@ def write_header(tmp_path: Path) -> WriteHeader:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def c_compiler() -> str:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("The stand-in for NVIDIA's driver is built with a C compiler and loaded as Linux loads it.")
+    return compiler
+
+
+@pytest.fixture(scope="session")
+def nvml_library(c_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a library that speaks NVML."""
+    return build_nvml(c_compiler, tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def world(nvml_library: Path, tmp_path: Path) -> World:
+    """A machine with NVIDIA's driver, and no card yet."""
+    return World(nvml_library, tmp_path)
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
