@@ -20,7 +20,7 @@ from ..lean_video.vram.timeline import Label, Recorder, chrome_trace
 from ..lean_video.vram.watch import Watch
 from . import host
 from .graph import Graph
-from .preflight import card_here, preflight
+from .preflight import card_here, is_planned, preflight
 
 LOCALES = Path(__file__).resolve().parent.parent / "locales"
 _MOST_GRAPHS = 8
@@ -51,6 +51,9 @@ class Monitor:
                 self._graphs.popitem(last=False)
         self.recorder.start_run(run_id, {node: Label(graph.type_of(node), graph.title_of(node)) for node in graph})
         self._watch.busy(True)
+        measured = _store().peek_all({node: _key(graph.signature(node), host.device().type) for node in graph if not is_planned(graph.type_of(node))})
+        for node, (peak,) in measured.items():
+            self.recorder.predict(run_id, node, int(peak))
         host.send_to_all("lean_video.run", {"id": run_id, "status": "running"})
 
     def node_started(self, run_id: str, node_id: str, is_late: bool = False) -> None:
@@ -61,6 +64,9 @@ class Monitor:
 
     def node_finished(self, run_id: str, node_id: str) -> None:
         self.recorder.finish_node(run_id, node_id)
+
+    def planned(self, peak: int) -> None:
+        self.recorder.predict_running(peak)
 
     def run_ended(self, run_id: str, status: str, message: str | None) -> None:
         self._watch.busy(False)
@@ -88,7 +94,7 @@ class Monitor:
             if node["status"] != "done" or node["id"] not in graph:
                 continue
             peak = node["device"]["peak"]
-            key = _key(graph.signature(node["id"]), "cpu" if peak is None else "device")
+            key = _key(graph.signature(node["id"]), "cpu" if peak is None else "cuda")
             taken = float(peak if peak is not None else max(0, node["host"]["peak"] - node["host"]["start"]))
             found[key] = [max(taken, found.get(key, [0.0])[0])]
         if found:
@@ -96,12 +102,13 @@ class Monitor:
 
     @staticmethod
     def _measured(signature: str, device: str) -> int | None:
-        numbers = _store().peek(_key(signature, "cpu" if device == "cpu" else "device"))
+        numbers = _store().peek(_key(signature, device))
         return None if numbers is None else int(numbers[0])
 
 
-def _key(signature: str, where: str) -> str:
-    return f"{where} {signature}"
+def _key(signature: str, device: str) -> str:
+    """Of what was measured in RAM or on a device: neither tells of the other."""
+    return f"{'cpu' if device == 'cpu' else 'device'} {signature}"
 
 
 def _store() -> Store:

@@ -90,6 +90,11 @@ def preflight(prompt: object, card: Card, measured: Callable[[str], int | None],
     }
 
 
+def is_planned(kind: str) -> bool:
+    """Whether nodes of this type say themselves what they will take."""
+    return kind in _PLANNED or kind in HOST_ONLY
+
+
 def card_here(pretended_mib: float | None = None) -> Card:
     """The device that ComfyUI computes on, or a card of so many MiB that nothing else uses. Raises LeanVideoError."""
     if pretended_mib is not None:

@@ -66,6 +66,7 @@ def sampling(model: svd.SVDModel, frames: int, width: int, height: int, budget_m
     if chosen is None:
         yield Sampling(None, None)
         return
+    host.planned(chosen.peak)
     if chosen.plan.streamed or not host.weights_may_stay():
         kept = None
         model.kept.pop("unet", None)
@@ -83,11 +84,13 @@ def decode_plan(model: svd.SVDModel, frames: int, width: int, height: int, budge
     """The plan to decode under, with room made for it; None on a CPU that was given no budget. Raises LeanVideoError when none fits."""
     if plan is not None:
         given = _given(plan, model, frames, width, height)
+        host.planned(given.peak["decode"])
         host.make_room(given.peak["decode"])
         return given.decode
     chosen = _chosen(model, frames, width, height, budget_mib, lambda clip, budget: clip.fit_decoding(host.device(), budget))
     if chosen is None:
         return None
+    host.planned(chosen.peak)
     host.make_room(chosen.peak)
     return chosen.plan
 
@@ -98,12 +101,14 @@ def encode_on_host(model: svd.SVDModel, width: int, height: int, plan: object) -
         check_connected(plan=(plan, Plan, "a VRAM Plan"))
         assert isinstance(plan, Plan)
         plan.check(model, plan.shape.frames, width, height)
+        host.planned(plan.peak["encode"])
         host.make_room(plan.peak["encode"])
         return plan.encode_on_host
     if host.device().type == "cpu":
         return False
     store, profile = _known(model)
     peak = Clip(model.parts, model.precision, 1, width, height, store, profile.workspace).encode_peak()
+    host.planned(peak)
     host.make_room(peak)
     free = host.free_bytes()
     return free is not None and peak > free

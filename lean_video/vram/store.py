@@ -34,6 +34,11 @@ class Store:
         """The numbers of a key, if there are any."""
         return self._read().get(key)
 
+    def peek_all(self, keys: Mapping[str, str]) -> dict[str, Sequence[float]]:
+        """The numbers of each name's key, without the names that there are none for."""
+        known = self._read()
+        return {name: known[key] for name, key in keys.items() if key in known}
+
     def put(self, numbers: Mapping[str, Sequence[float]]) -> None:
         """Keeps numbers, in place of what there was. The oldest go when there are too many."""
         known = {key: value for key, value in self._read().items() if key not in numbers}

@@ -175,7 +175,7 @@ class Recorder:
                 self._finish(run, "done")
 
     def predict(self, run_id: str, node_id: str, peak: int) -> None:
-        """What a node was expected to take of the device, before or while it runs."""
+        """What a node was expected to take, before or while it runs."""
         with self._lock:
             run = self._runs.get(run_id)
             if run is None:
@@ -185,6 +185,13 @@ class Recorder:
             for node in run.nodes:
                 if node.id == node_id:
                     node.predicted = peak
+
+    def predict_running(self, peak: int) -> None:
+        """The same for the node that runs now."""
+        with self._lock:
+            node = None if self._current is None else self._running(self._current)
+            if self._current is not None and node is not None:
+                self.predict(self._current.id, node.id, peak)
 
     def end_run(self, run_id: str, status: str, message: str | None = None) -> None:
         """`status` is success, error or interrupted. What runs then is what failed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .devices import Kept, LeanVideoWeights, card, device, free_bytes, free_host_bytes, half_is_faster, host_bytes, make_room, reachable_bytes, room, weights_may_stay
-from .events import follow
+from .events import follow, planned
 from .folders import (
     check_prefix,
     input_file,
@@ -44,6 +44,7 @@ __all__ = [
     "model_path",
     "note",
     "output_path",
+    "planned",
     "progress",
     "reachable_bytes",
     "register_interpolation_weights",

@@ -32,7 +32,20 @@ class Listener(Protocol):
 
     def node_finished(self, run_id: str, node_id: str) -> None: ...
 
+    def planned(self, peak: int) -> None:
+        """What the node that runs now will take of the device, in bytes."""
+        ...
+
     def run_ended(self, run_id: str, status: str, message: str | None) -> None: ...
+
+
+_listeners: list[Listener] = []
+
+
+def planned(peak: int) -> None:
+    """For nodes of ours to say what they are about to take of the device, in bytes."""
+    for listener in _listeners:
+        listener.planned(peak)
 
 
 def follow(listener: Listener) -> None:
@@ -41,6 +54,7 @@ def follow(listener: Listener) -> None:
 
     follower = _Follower(listener, PromptServer.instance)
     follower.attach()
+    _listeners.append(listener)
     PromptServer.instance.add_on_prompt_handler(follower.announced)
 
 
