@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..lean_video.errors import LeanVideoError
@@ -16,12 +16,14 @@ _NOT_SIZE = ("seed", "noise_seed", "steps", "start_at_step", "end_at_step", "tex
 class Graph:
     """Raises LeanVideoError for what is no graph. Entries that are no nodes are left out."""
 
-    def __init__(self, prompt: object) -> None:
+    def __init__(self, prompt: object, name_of: Callable[[str], str] = str) -> None:
+        """`name_of` gives a node type's name for people, where a prompt has no title."""
         if not isinstance(prompt, dict) or len(prompt) > MOST_NODES:
             raise LeanVideoError(f"This is no graph in API form, or one of more than {MOST_NODES} nodes: send what Export (API) saves.")
         self._nodes: dict[str, dict[str, Any]] = {
             str(key): node for key, node in prompt.items() if isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs", {}), dict)
         }
+        self._name_of = name_of
         self._signatures: dict[str, str] = {}
         self._entered: set[str] = set()
 
@@ -37,7 +39,7 @@ class Graph:
     def title_of(self, node_id: str) -> str:
         meta = self._nodes[node_id].get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
-        return title if isinstance(title, str) and title else self.type_of(node_id)
+        return title if isinstance(title, str) and title else self._name_of(self.type_of(node_id))
 
     def source(self, node_id: str, name: str) -> str | None:
         """The node that an input is connected to, if that is in the graph."""

@@ -42,7 +42,7 @@ class Monitor:
 
     def run_started(self, run_id: str, prompt: Mapping[str, Any]) -> None:
         try:
-            graph = Graph(dict(prompt))
+            graph = Graph(dict(prompt), host.display_name)
         except LeanVideoError:
             graph = Graph({})
         with self._lock:

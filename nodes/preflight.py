@@ -60,7 +60,7 @@ def preflight(prompt: object, card: Card, measured: Callable[[str], int | None],
 
     Raises LeanVideoError for what is no graph.
     """
-    graph = Graph(prompt)
+    graph = Graph(prompt, host.display_name)
     nodes: list[dict[str, Any]] = []
     for node_id in graph:
         expected = _expected(graph, node_id, card, measured, is_quick)

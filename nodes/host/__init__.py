@@ -17,7 +17,7 @@ from .folders import (
     temp_path,
     user_folder,
 )
-from .page import metadata_disabled, note, progress, sampling_progress, send, throw_if_interrupted
+from .page import display_name, metadata_disabled, note, progress, sampling_progress, send, throw_if_interrupted
 from .server import is_served, send_to_all, serve
 from .video import has_video_type, video_file, video_frames, video_from_file, video_from_frames
 
@@ -27,6 +27,7 @@ __all__ = [
     "card",
     "check_prefix",
     "device",
+    "display_name",
     "follow",
     "free_bytes",
     "free_host_bytes",

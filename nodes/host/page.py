@@ -78,6 +78,13 @@ def note(node_id: str | None, text: str) -> None:
         send("lean_video.note", {"node": node_id, "text": text})
 
 
+def display_name(kind: str) -> str:
+    """What the menu calls a node type."""
+    import nodes
+
+    return str(nodes.NODE_DISPLAY_NAME_MAPPINGS.get(kind, kind))
+
+
 def metadata_disabled() -> bool:
     from comfy.cli_args import args
 

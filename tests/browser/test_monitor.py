@@ -45,16 +45,17 @@ def test_the_panel_shows_what_there_is_and_goes_on_showing_it(graph: Canvas) -> 
     assert width == pytest.approx(100 * told["process"] / told["total"], abs=1)
 
 
-def test_a_run_draws_its_timeline_and_badges(graph: Canvas) -> None:
+def test_a_run_draws_its_timeline_and_badges(graph: Canvas, server: Server) -> None:
     panel = graph.open_monitor()
     graph.set_widgets({"seed": 10})
     assert graph.run() == "success"
     runs = panel.locator(".lv-section-runs")
     expect(runs.locator("select").first.locator("option").first).to_contain_text("done", timeout=15_000)
     names = runs.locator("td .lv-node")
-    expect(names.get_by_text("Frames", exact=True)).to_be_visible()
+    expect(names.get_by_text("Temporal Decode", exact=True)).to_be_visible()
     shown = names.all_inner_texts()
-    assert set(shown) >= TITLES
+    # The page of 2024 sends no titles, and its ComfyUI tells of no node that took less than 20 ms.
+    assert set(shown) >= ({"Temporal Sampler", "Temporal Decode"} if "2024" in server.host.version else TITLES)
     # One run of a node is one part of the lane, in the order of the rows.
     numbers = runs.locator("tr[data-node]").evaluate_all("rows => rows.map(row => row.dataset.node)")
     parts = runs.locator(".lv-part")
@@ -67,8 +68,8 @@ def test_a_run_draws_its_timeline_and_badges(graph: Canvas) -> None:
     # Over the middle of the sampler's part there is its name, its memory and a step.
     box = widest(parts)
     graph.page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 30)
-    expect(runs.locator(".lv-tip")).to_contain_text("MiB")
-    graph.picture(f"{graph_version(graph)}-monitor")
+    expect(runs.locator(".lv-tip")).to_contain_text(re.compile("[MG]iB at"))
+    graph.picture(f"{server.host.version}-monitor")
     chosen = names.get_by_text("Temporal Decode", exact=True)
     chosen.click()
     assert graph.page.evaluate("() => Object.values(window.app.canvas.selected_nodes ?? {}).map(n => n.type)") == ["LeanVideoTemporalDecode"]
@@ -77,10 +78,6 @@ def test_a_run_draws_its_timeline_and_badges(graph: Canvas) -> None:
 def widest(parts: Locator) -> dict[str, float]:
     boxes = [part.bounding_box() for part in parts.all()]
     return dict(max((box for box in boxes if box is not None), key=lambda box: box["width"]))
-
-
-def graph_version(canvas: Canvas) -> str:
-    return canvas.page.evaluate("async () => (await (await fetch('/system_stats')).json()).system.comfyui_version ?? '2024.03'")
 
 
 def test_two_runs_are_compared(graph: Canvas) -> None:
@@ -102,6 +99,8 @@ def test_two_runs_are_compared(graph: Canvas) -> None:
 
 def test_a_graph_that_will_not_fit_is_red_and_a_button_mends_it(graph: Canvas, server: Server) -> None:
     """The published model's size, 100 frames of 1024x576 under a budget for a larger card, held against one of 8 GiB."""
+    if not server.host.version.startswith("0.33"):
+        pytest.skip("Planning for the published size takes half a minute here: once is enough.")
     file = server.checkpoints / "svd_xt.safetensors"
     write_hollow(file, layout(SIZES["full"]))
     try:
@@ -172,7 +171,7 @@ def test_two_pages_and_one_that_comes_back_in_a_run(graph: Canvas, browser: Brow
         client.close()
 
 
-def test_eight_cards_and_a_lost_one_stay_inside_the_panel(graph: Canvas) -> None:
+def test_eight_cards_and_a_lost_one_stay_inside_the_panel(graph: Canvas, server: Server) -> None:
     def cards(route: Any) -> None:
         snapshot = route.fetch().json()
         card = {
@@ -199,4 +198,4 @@ def test_eight_cards_and_a_lost_one_stay_inside_the_panel(graph: Canvas) -> None
     expect(panel.locator(".lv-section-now .lv-device")).to_have_count(9)
     assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
     expect(panel).to_contain_text("fallen off the bus")
-    graph.picture(f"{graph_version(graph)}-eight-cards")
+    graph.picture(f"{server.host.version}-eight-cards")
