@@ -232,9 +232,16 @@ class VRAMMonitor:
         if limit_mib:
             _guard(peak, limit_mib, prompt, unique_id, nodes)
         lines = [*([label] if label else []), f"{peak / MIB:,.0f} MiB at most so far, {free / MIB:,.0f} MiB free now{'' if device else ' (RAM: there is no GPU here)'}."]
-        lines += [f"{node['title'] or node['type']}: {(node[which]['peak'] or 0) / MIB:,.0f} MiB, {node['seconds']:.1f} s" for node in nodes if node["seconds"] is not None]
+        lines += [
+            f"{node['title'] or node['type']}: {_taken(node[which], device is None) / MIB:,.0f} MiB, {node['seconds']:.1f} s" for node in nodes if node["seconds"] is not None
+        ]
         picture = torch.from_numpy(plot(run)) if run is not None else torch.zeros(1, 64, 64, 3)
         return {"ui": {"text": lines}, "result": (anything, "\n".join(lines), peak / MIB, free / MIB, picture)}
+
+
+def _taken(held: Mapping[str, int | None], is_host: bool) -> int:
+    """Of a device, the most that was held; of RAM, the most beyond what the process held before."""
+    return max(0, (held["peak"] or 0) - ((held["start"] or 0) if is_host else 0))
 
 
 def _guard(peak: int, limit_mib: int, prompt: Any, node_id: str | None, nodes: list[dict[str, Any]]) -> None:

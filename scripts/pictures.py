@@ -1,4 +1,4 @@
-"""Takes the pictures of the canvas: the thumbnail of each workflow, and `docs/canvas.jpg` after a run.
+"""Takes the pictures of the canvas: the thumbnail of each workflow, `docs/canvas.jpg` after a run, and the monitor's.
 
 Run it after changing a workflow: `.venv/bin/python scripts/pictures.py`.
 """
@@ -16,6 +16,7 @@ from comfy_client import Client
 from comfy_server import Server, link
 from demo import SMALL, small_checkpoint
 from environment import ROOT, say
+from make_checkpoint import SIZES, layout, write_hollow
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
@@ -52,7 +53,35 @@ def main() -> int:
                 return 1
             page.wait_for_timeout(8000)
             page.screenshot(path=ROOT / "docs" / "canvas.jpg", type="jpeg", quality=85)
+            if not _monitor(page, canvas, server):
+                return 1
     return 0
+
+
+def _monitor(page: Page, canvas: Canvas, server: Server) -> bool:
+    """The panel after a run, and over a graph that is too large for a card."""
+    canvas.load(files.canvas("vram_report"))
+    canvas.set_widgets(SMALL)
+    panel = canvas.open_monitor()
+    canvas.fit()
+    if (end := canvas.run(600)) != "success":
+        say(f"The run ended with: {end}")
+        return False
+    page.wait_for_timeout(8000)
+    parts = panel.locator(".lv-part")
+    box = max((box for part in parts.all() if (box := part.bounding_box())), key=lambda box: box["width"])
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 40)
+    page.wait_for_timeout(300)
+    page.screenshot(path=ROOT / "docs" / "monitor.jpg", type="jpeg", quality=85)
+    large = write_hollow(server.checkpoints / "svd_xt_1_1.safetensors", layout(SIZES["full"]))
+    canvas.load(files.canvas("image_to_video"))
+    canvas.set_widgets({"checkpoint": large.name, "width": 1024, "height": 576, "frames": 100, "budget_mib": 30016})
+    canvas.fit()
+    panel.get_by_test_id("lean-video-card").select_option("8")
+    panel.locator(".lv-verdict.lv-no").wait_for(timeout=120_000)
+    page.wait_for_timeout(6000)
+    page.screenshot(path=ROOT / "docs" / "will_it_fit.jpg", type="jpeg", quality=85)
+    return True
 
 
 def _thumbnail(page: Page, box: dict[str, float]) -> Image.Image:

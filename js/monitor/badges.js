@@ -55,8 +55,9 @@ export class Badges {
     const { canvas } = this.app;
     const { scale, offset } = canvas.ds;
     const element = canvas.canvas;
-    for (const [shown, row] of [[this.badges, 0], [this.warnings, 1]]) {
+    for (const shown of [this.badges, this.warnings]) {
       for (const [node, badge] of shown) {
+        const row = shown === this.warnings && this.badges.has(node) ? 1 : 0;
         const graph = canvas.graph ?? this.app.graph;
         const isHere = scale >= LEAST_SCALE && graph?.getNodeById?.(node.id) === node;
         const x = element.offsetLeft + (node.pos[0] + offset[0]) * scale;

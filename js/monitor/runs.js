@@ -104,7 +104,8 @@ export class Runs {
     const kind = run.samples.devices.length ? "device" : "host";
     const rows = [...summed(run, kind).values()];
     const beside = other && summed(other, kind);
-    const expected = rows.some((row) => row.predicted !== null);
+    // What is planned of a device says little of RAM, which a process keeps and uses again.
+    const expected = kind === "device" && rows.some((row) => row.predicted !== null);
     const head = make("tr");
     const titles = [words.text("node"), words.text(kind === "device" ? "peak" : "taken"), ...(expected ? [words.text("expected")] : []), ...(beside ? ["Δ"] : []), words.text("time"), ...(beside ? ["Δ"] : [])];
     for (const title of titles) make("th", "", head, title);
