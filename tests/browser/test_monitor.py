@@ -137,6 +137,34 @@ def test_a_change_of_the_graph_is_looked_at_by_itself(graph: Canvas) -> None:
     expect(verdict(panel)).to_have_text("There is nothing on the canvas.")
 
 
+def test_subgraphs_muted_and_bypassed_nodes(graph: Canvas) -> None:
+    """A node inside a subgraph is named as one, its memory is also that of the subgraph on the canvas, and a node that will not run is not reckoned with."""
+    if not graph.page.evaluate("() => typeof window.app.graph.convertToSubgraph === 'function'"):
+        pytest.skip("This page has no subgraphs.")
+    outer = graph.page.evaluate(
+        """() => {
+          const graph = window.app.graph;
+          const inner = graph._nodes.filter(n => ["LeanVideoTemporalSampler", "LeanVideoTemporalDecode"].includes(n.type));
+          return String(graph.convertToSubgraph(new Set(inner)).node.id);
+        }"""
+    )
+    graph.set_widgets({"seed": 31})
+    graph.page.evaluate("() => { for (const n of window.app.graph._nodes) if (n.title === 'Frames') n.mode = 4; }")
+    panel = graph.open_monitor()
+    rows = panel.locator(".lv-fit [data-node]")
+    expect(rows.filter(has_text="Temporal Decode")).to_have_count(1, timeout=30_000)
+    inside = rows.filter(has_text="Temporal Decode").get_attribute("data-node") or ""
+    assert inside.startswith(f"{outer}:")
+    assert graph.run() == "success"
+    expect(graph.page.locator(f".lv-badge[data-node='{outer}']")).to_be_visible()
+    panel.locator("td .lv-node", has_text="Temporal Decode").click()
+    expect(graph.page.locator(f".lv-badge[data-node='{inside.partition(':')[2]}']")).to_be_visible()
+    expect(graph.page.locator(f".lv-badge[data-node='{outer}']")).to_be_hidden()
+    graph.page.evaluate("() => { for (const n of window.app.canvas.graph._nodes) if (n.type === 'LeanVideoTemporalDecode') n.mode = 2; }")
+    expect(rows.filter(has_text="Temporal Decode")).to_have_count(0, timeout=30_000)
+    expect(verdict(panel)).to_have_class(re.compile("lv-yes"))
+
+
 def test_a_closed_panel_asks_for_nothing(graph: Canvas) -> None:
     asked: list[str] = []
     graph.page.on("request", lambda request: asked.append(request.url) if "/lean_video/" in request.url else None)
@@ -199,3 +227,36 @@ def test_eight_cards_and_a_lost_one_stay_inside_the_panel(graph: Canvas, server:
     assert panel.evaluate("panel => panel.scrollWidth <= panel.clientWidth")
     expect(panel).to_contain_text("fallen off the bus")
     graph.picture(f"{server.host.version}-eight-cards")
+
+
+def test_thousands_of_runs_leave_the_page_as_it_was(graph: Canvas, server: Server) -> None:
+    if not server.host.version.startswith("0.33"):
+        pytest.skip("The same modules on every page: once is enough.")
+    graph.open_monitor()
+    assert graph.run() == "success"
+    client = graph.page.context.new_cdp_session(graph.page)
+    client.send("Performance.enable")
+
+    def held() -> dict[str, float]:
+        client.send("HeapProfiler.collectGarbage")
+        return {metric["name"]: metric["value"] for metric in client.send("Performance.getMetrics")["metrics"]}
+
+    def hear(runs: int) -> None:
+        """Of so many runs, in bursts with time to look in between."""
+        for _ in range(runs // 500):
+            graph.page.evaluate(
+                """async () => {
+                  const { api } = await import("/scripts/api.js");
+                  for (let i = 0; i < 500; i++)
+                    for (const status of ["running", "success"])
+                      api.dispatchEvent(new CustomEvent("lean_video.run", { detail: { id: `none ${i}`, status } }));
+                  await new Promise(done => setTimeout(done, 300));
+                }"""
+            )
+
+    hear(1000)
+    before = held()
+    hear(9000)
+    after = held()
+    assert after["JSHeapUsedSize"] - before["JSHeapUsedSize"] < 2 * 2**20
+    assert after["Nodes"] <= before["Nodes"] * 1.05 + 50
