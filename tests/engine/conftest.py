@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from lean_video.models.svd import SVDModel
 from tests.engine.stand_ins import World, build_nvml
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 WriteHeader = Callable[..., Path]
 
@@ -119,3 +123,35 @@ def world(nvml_library: Path, tmp_path: Path) -> World:
 def relative(ours: Tensor, reference: Tensor) -> float:
     """Relative L2 distance, in float64."""
     return float((ours.double() - reference.double()).norm() / reference.double().norm())
+
+
+@pytest.fixture(scope="module")
+def pack() -> Iterator[ModuleType]:
+    """The pack loaded as ComfyUI does, by its folder; no ComfyUI answers it, but the VIDEO type that only newer ones have is there, so that nothing is left out."""
+    name = "pack_under_test"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None
+    assert spec.loader is not None
+    pack = importlib.util.module_from_spec(spec)
+    patch = pytest.MonkeyPatch()
+    for module, classes in (("comfy_api", ()), ("comfy_api.input_impl", ("VideoFromComponents", "VideoFromFile")), ("comfy_api.util", ("VideoComponents",))):
+        stand_in = ModuleType(module)
+        stand_in.__dict__.update({cls: type(cls, (), {}) for cls in classes})
+        patch.setitem(sys.modules, module, stand_in)
+    sys.modules[name] = pack
+    try:
+        spec.loader.exec_module(pack)
+        host = sys.modules[f"{name}.nodes.host"]
+        for listing in ("model_names", "model_folders", "interpolation_weights", "input_videos"):
+            patch.setattr(host, listing, lambda *_: [])
+        yield pack
+    finally:
+        patch.undo()
+        for module in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+            del sys.modules[module]
+
+
+@pytest.fixture(scope="module")
+def nodes(pack: ModuleType) -> dict[str, Any]:
+    """Node id → class."""
+    return pack.NODE_CLASS_MAPPINGS

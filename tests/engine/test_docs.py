@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "js" / "docs"
 NAMES = sorted(page.stem for page in DOCS.glob("*.md"))
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[dict[str, Any]]:
-    """Node id → class, with the pack loaded as ComfyUI does, by its folder; no ComfyUI answers it."""
-    name = "pack_under_test"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec is not None
-    assert spec.loader is not None
-    pack = importlib.util.module_from_spec(spec)
-    sys.modules[name] = pack
-    patch = pytest.MonkeyPatch()
-    try:
-        spec.loader.exec_module(pack)
-        host = sys.modules[f"{name}.nodes.host"]
-        for listing in ("model_names", "model_folders", "interpolation_weights", "input_videos"):
-            patch.setattr(host, listing, lambda *_: [])
-        yield pack.NODE_CLASS_MAPPINGS
-    finally:
-        patch.undo()
-        for module in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
-            del sys.modules[module]
 
 
 def test_every_node_has_a_help_page_and_every_page_a_node(nodes: dict[str, Any]) -> None:
