@@ -9,7 +9,8 @@
 const IMAGES = /\.(gif|webp|png|apng|jpe?g|avif)$/i;
 
 export function clipsOf(output) {
-  const shown = (output?.images ?? []).filter((file) => file?.filename);
+  // The page previews a node's upload in the same place, also where nothing is chosen yet.
+  const shown = (output?.images ?? []).filter((file) => file?.filename && file.filename !== "undefined");
   const files = output?.lean_video_files ?? [];
   return shown.map((file, i) => ({
     shown: file,
