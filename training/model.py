@@ -38,6 +38,7 @@ def plan(folder: Path, size: Size = SIZE) -> dict[str, Part]:
     return svd_parts(path)[1]
 
 
+@torch.no_grad()
 def fresh(part: Part, seed: int) -> Any:
     """The part's network with weights to start from; blocks add nothing yet to what goes through them, so that a deep one trains well from the start."""
     torch.manual_seed(seed)
@@ -55,12 +56,13 @@ def fresh(part: Part, seed: int) -> Any:
         elif part.kind in ("unet", "vae") and name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")):
             nn.init.normal_(parameter, std=1e-3)
     if part.kind == "unet":
+        module.conv_in.weight[:, 4:] *= SCALING_FACTOR  # the image's latents come unscaled
         for leaf in (module.conv_out.weight, module.conv_out.bias):
             nn.init.zeros_(leaf)
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
-    return module.train()
+    return module.train().requires_grad_()
 
 
 def count(module: nn.Module) -> int:

@@ -5,7 +5,9 @@
     python training/train.py --stage all --steps 8000 30000 --device cuda --batch 8
 
 Everything goes into --folder: the clips, the state to resume from (--resume), loss curves as CSV and PNG, sample strips, and the model: demo.safetensors.
-A run is seeded: what a step sees depends on the seed and its number alone.
+A run is seeded: what a step sees depends on the seed, its number and the number of workers alone.
+On a CPU each worker is a process of one thread with a share of the batch: threads that wait for each other inside every layer lose most of their
+time as soon as something else runs beside them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT / "training", ROOT / "bench", ROOT / "scripts", ROOT):
@@ -77,6 +80,11 @@ class Run:
             say(f"{self.name}: going on from step {self.step}, {self.seconds / 60:.1f} minutes")
 
     @property
+    def rank(self) -> int:
+        """Which worker this is; the first speaks and writes."""
+        return distributed.get_rank() if distributed.is_initialized() else 0
+
+    @property
     def state_file(self) -> Path:
         return self.folder / f"{self.name}.state.pt"
 
@@ -93,15 +101,16 @@ class Run:
     def learn(self, loss_of: Callable[[np.random.Generator, torch.Generator, float], dict[str, Tensor]], show: Callable[[], None]) -> None:
         """Steps until the end. `loss_of` gives the losses of a step by name, "loss" being what is descended; `show` makes strips."""
         curve, sums, since, saved, shown = _Curve(self.folder, self.name, self.step), {}, 0, time.monotonic(), time.monotonic()
-        while (progress := self.progress) < 1:
+        while (progress := self._agreed_progress()) < 1:
             began = time.monotonic()
             warm = min(1.0, (self.step + 1) / 100)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-            torch_rng = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-            losses = loss_of(np.random.default_rng((self.seed, self.step)), torch_rng, progress)
+            torch_rng = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 16 + self.rank)
+            losses = loss_of(np.random.default_rng((self.seed, self.step, self.rank)), torch_rng, progress)
             self.optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
+            self._share_gradients()
             norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
             if bool(torch.isfinite(norm)):
                 self.optimizer.step()
@@ -109,6 +118,8 @@ class Run:
             self.step += 1
             self.seconds += time.monotonic() - began
             since += 1
+            if self.rank:
+                continue
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
             if self.step % LOG_EVERY == 0:
@@ -121,9 +132,26 @@ class Run:
             if time.monotonic() - shown > STRIP_EVERY:
                 show()
                 shown = time.monotonic()
-        self.save()
-        curve.draw()
-        show()
+        if not self.rank:
+            self.save()
+            curve.draw()
+            show()
+
+    def _agreed_progress(self) -> float:
+        if distributed.is_initialized():
+            seconds = torch.tensor(self.seconds, dtype=torch.float64)
+            distributed.broadcast(seconds, 0)
+            self.seconds = float(seconds)
+        return self.progress
+
+    @torch.no_grad()
+    def _share_gradients(self) -> None:
+        if distributed.is_initialized():
+            gradients = [parameter.grad for parameter in self.networks.parameters() if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(flat)
+            for gradient, mean in zip(gradients, (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -174,7 +202,8 @@ class _Curve:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    if not (distributed.is_initialized() and distributed.get_rank()):
+        print(text, flush=True)
 
 
 # The VAE
@@ -218,9 +247,10 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     vae.load_state_dict(run.averaged("vae"))
     vae.eval()
     _to_scale(run, vae, caches, shift=False)
-    torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
-    y = _through(run, vae, held_out)
-    say(f"VAE when done: {_report(held_out, y)}")
+    if not run.rank:
+        torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
+        say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
+    _together()
     return vae
 
 
@@ -298,7 +328,7 @@ def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, fr
 
 
 def _to_network(frames_NHW3: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames_NHW3)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return torch.from_numpy(np.array(frames_NHW3)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def _to_pixels(x_N3HW: Tensor) -> np.ndarray:
@@ -328,25 +358,37 @@ class Latents:
 
 @torch.no_grad()
 def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
-    path = run.folder / f"latents-{name}.pt"
-    if path.exists():
-        stored = torch.load(path, weights_only=True)
-    else:
-        generator = torch.Generator().manual_seed(run.seed)
-        clips, noised = [], []
-        augmentation = (torch.randn(len(cache.fps), 2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
-        for index in range(len(cache.fps)):
+    rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    path, shares = run.folder / f"latents-{name}.pt", [run.folder / f"latents-{name}.{rank}.pt" for rank in range(workers)]
+    if not path.exists():
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in range(rank, len(cache.fps), workers):
+            generator = torch.Generator().manual_seed((run.seed << 32) + index)
+            augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
             x = _to_network(cache.frames[index])
-            ends = x[[0, -1]] + augmentation[index].view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
+            ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
             with torch.autocast(run.device.type, torch.bfloat16):
-                z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode()
-            clips.append(z[:-2].half().cpu())
-            noised.append(z[-2:].half().cpu())
+                z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode().half().cpu()
+            found.append((z[:-2], z[-2:], augmentation))
             if index % 200 == 0:
                 say(f"encoding {name}: {index} of {len(cache.fps)}")
-        stored = {"clips": torch.stack(clips), "noised": torch.stack(noised), "augmentation": augmentation}
-        torch.save(stored, path)
-    return Latents(stored["clips"], stored["noised"], stored["augmentation"], cache)
+        torch.save([torch.stack(tensors) for tensors in zip(*found, strict=True)], shares[rank])
+        _together()
+        if rank == 0:
+            parts = [torch.load(share, weights_only=True) for share in shares]
+            order = torch.cat([torch.arange(start, len(cache.fps), workers) for start in range(workers)]).argsort()
+            torch.save([torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)], path)
+            for share in shares:
+                share.unlink()
+        _together()
+    clips, noised, augmentation = torch.load(path, weights_only=True)
+    return Latents(clips, noised, augmentation, cache)
+
+
+def _together() -> None:
+    """Workers wait for each other here."""
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 @dataclass(frozen=True)
@@ -497,16 +539,33 @@ def main() -> None:
     )
     length.add_argument("--steps", type=int, nargs="+", metavar="N", help="the same in steps")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=1, help="how many times the batch of a CPU")
+    parser.add_argument("--batch", type=int, default=1, help="how many times the batch of a CPU's worker")
     parser.add_argument("--clips", type=int, default=4000, help="clips to render and train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
+    parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    for width, height, share in SIZES:
+        data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed)
+    workers = arguments.workers or (len(os.sched_getaffinity(0)) if arguments.device == "cpu" else 1)
+    if workers == 1:
+        work(0, arguments, 1)
+    else:
+        multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
+
+
+def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
+    """One worker, from the caches to the checkpoint."""
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    if workers > 1:
+        meeting = arguments.folder / f"meeting-{os.getppid()}"
+        distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=workers)
     minutes, steps = _pair(arguments.minutes or (None if arguments.steps else (30, 60))), _pair(arguments.steps)
-    parts = model.plan(arguments.folder)
+    parts = model.plan(arguments.folder / f"worker-{rank}")
     caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
     runs = [
         Run(name, arguments.folder, torch.device(arguments.device), arguments.seed, arguments.batch, minutes[i], None if steps[i] is None else int(steps[i] or 0), rate, decay)
@@ -519,6 +578,8 @@ def main() -> None:
         if arguments.overfit:
             caches = [data.Cache(clips.frames[: arguments.overfit], clips.fps[: arguments.overfit], clips.flows[: arguments.overfit]) for clips in caches[:1]]
         train_unet(runs[1], parts, vae, caches, arguments.resume, None if not arguments.overfit else range(arguments.overfit))
+    if workers > 1:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
