@@ -25,7 +25,8 @@ from safetensors.torch import save_file  # noqa: E402
 from lean_video.checkpoints.open import svd_parts  # noqa: E402
 from lean_video.models.parts import Part  # noqa: E402
 
-SIZE = Size(unet=64, mult=(1, 2), attention=(False, True), unet_blocks=1, vae=32, vae_mult=(1, 2, 3, 3), vae_blocks=1, clip_width=128, clip_layers=2, context=128)
+# No width below 64: with 32 channels the 32 groups of a norm have one each, so the decoder's last norm would take the frame's colour and brightness away.
+SIZE = Size(unet=64, mult=(1, 2), attention=(False, True), unet_blocks=1, vae=32, vae_mult=(2, 2, 3, 3), vae_blocks=1, clip_width=128, clip_layers=1, context=64)
 SCALING_FACTOR = 0.18215  # the latents the UNet sees are the VAE's times this, as the loader has it: the VAE is brought to that scale, not the other way round
 SIGMA_DATA = 1.0
 

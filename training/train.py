@@ -27,6 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed, multiprocessing, nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ from lpips import Lpips  # noqa: E402
 from lean_video.models.images import clip_pixels  # noqa: E402
 
 SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clips
-SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 600.0, 20.0  # seconds, seconds, steps
+SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 
 
@@ -221,20 +222,24 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         if progress > 0.4 and not bool(run_once["normalised"]):
             run_once["normalised"] = True
             _to_scale(run, vae, caches, shift=True)
-        side = 64 if progress < 0.75 else 128
-        frames = 3
-        x = _crops(caches, rng, side, frames, run.batch * (3 if side == 64 else 1)).to(run.device)
+        still = progress < 0.6  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
+        _mix_time(vae, not still)
+        side = 64 if progress < 0.85 else 128
+        frames, count = (1, 5) if still else (3, 3 if side == 64 else 1)
+        x = _crops(caches, rng, side, frames, run.batch * count).to(run.device)
         with torch.autocast(run.device.type, torch.bfloat16):
             moments = vae.encode(x).latent_dist
             noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
             y = vae.decode(moments.mean + moments.std * noise, num_frames=frames).sample.float()
             distance = look.difference(look.activations((x + 1) / 2), look.activations((y + 1) / 2)).float()
+        # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
+        coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
         unit = model.SCALING_FACTOR**2 if run_once["normalised"] else 1.0
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
-        share = 0.15 * min(1.0, progress / 0.2)
-        return {"loss": error + spread + share * distance + 1e-4 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+        share = 0.15 * min(1.0, max(0.0, progress - 0.2) / 0.3)
+        return {"loss": error + spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
     def show() -> None:
         y = _through(run, vae, held_out)
@@ -244,6 +249,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
 
     run_once = {"normalised": resume and run.progress > 0.4}
     run.learn(loss_of, show)
+    _mix_time(vae, True)
     vae.load_state_dict(run.averaged("vae"))
     vae.eval()
     _to_scale(run, vae, caches, shift=False)
@@ -252,6 +258,15 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
     _together()
     return vae
+
+
+def _mix_time(vae: Any, mixed: bool) -> None:
+    """Has the decoder's temporal blocks work, or pass on what they get, as they nearly do to begin with."""
+    for name, block in vae.decoder.named_modules():
+        if name.endswith("temporal_res_block"):
+            block.__dict__.pop("forward", None)
+            if not mixed:
+                block.forward = lambda x, temb=None: x
 
 
 def _to_scale(run: Run, vae: Any, caches: Sequence[data.Cache], shift: bool) -> None:
@@ -427,10 +442,12 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Four in five log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from."""
-    usual = (torch.randn(count, generator=generator) * 1.6 + 1.0).exp()
-    high = (torch.rand(count, generator=generator) * math.log(SIGMA_MAX / 10) + math.log(10)).exp()
-    return torch.where(torch.rand(count, generator=generator) < 0.2, high, usual).clamp(SIGMA_MIN, SIGMA_MAX)
+    """Four in five log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from. Spread evenly over a batch."""
+    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    even = (even + torch.rand(1, generator=generator)) % 1
+    usual = torch.special.ndtri(((even - 0.2) / 0.8).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
+    high = math.log(10) + even / 0.2 * math.log(SIGMA_MAX / 10)
+    return torch.where(even < 0.2, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
 def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -458,7 +475,7 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
     """The UNet and the image encoder together, on short square clips first, and on whole ones more and more."""
-    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}") for clips in caches]
+    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}") for clips in caches]
     run.begin({"unet": model.fresh(parts["unet"], run.seed + 1), "image_encoder": model.fresh(parts["image_encoder"], run.seed + 2)}, resume)
     unet, encoder = run.networks["unet"], run.networks["image_encoder"]
     say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
@@ -469,7 +486,7 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         frames = data.FRAMES if whole else 8
         side = None if whole else 16
         tokens = frames * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
-        count = run.batch * max(2, round(8 * 8 * 256 / tokens))
+        count = run.batch * max(1, round(4 * 8 * 256 / tokens))
         each = unet_loss(unet, encoder, draw(pool, rng, count, frames, side, only), torch_rng, run.device)
         return {"loss": each.mean()}
 
@@ -504,11 +521,11 @@ def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[d
     else:
         held_out = data.Material(data.material(True).pyramids, ())
         rng = np.random.default_rng(5)
-        images = [(data.flatly(held_out, 192, 128, rng), bucket, 6) for bucket in (20, 127, 127, 200)]
+        images = [(data.flatly(held_out, 192, 128, rng), bucket, 6) for bucket in (40, 127, 200)]
     for index, (image, bucket, fps) in enumerate(images):
         picture = torch.from_numpy(np.ascontiguousarray(image)).float() / 255
         conditioning = render.condition(svd, picture, image.shape[1], image.shape[0], device=device, fps=fps, motion_bucket=bucket)
-        latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=16, solver="dpmpp_2m", guidance=(1.0, 1.5), seed=index, device=device)
+        latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=12, solver="dpmpp_2m", guidance=(1.0, 1.5), seed=index, device=device)
         frames = (render.decode_clip(svd, latents, device=device) * 255).round().to(torch.uint8).numpy()
         flow, decibels = float(data.flow_lengths(frames).mean()), 10 * math.log10(255**2 / np.square(frames[0].astype(np.float32) - image).mean())
         asked = data.flow_of(bucket, fps, image.shape[0])
@@ -541,6 +558,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="how many times the batch of a CPU's worker")
     parser.add_argument("--clips", type=int, default=4000, help="clips to render and train on")
+    parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
@@ -557,6 +575,10 @@ def main() -> None:
         multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
 
 
+def _first(clips: data.Cache, count: int) -> data.Cache:
+    return data.Cache(clips.frames[:count], clips.fps[:count], clips.flows[:count])
+
+
 def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     """One worker, from the caches to the checkpoint."""
     if arguments.device == "cpu":
@@ -569,14 +591,16 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
     runs = [
         Run(name, arguments.folder, torch.device(arguments.device), arguments.seed, arguments.batch, minutes[i], None if steps[i] is None else int(steps[i] or 0), rate, decay)
-        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 6e-4, 0.999)))
+        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998)))
     ]
     if arguments.stage in ("vae", "all"):
         train_vae(runs[0], parts, caches, arguments.resume)
     if arguments.stage in ("unet", "all"):
         vae = load_vae(arguments.folder, parts).to(arguments.device)
         if arguments.overfit:
-            caches = [data.Cache(clips.frames[: arguments.overfit], clips.fps[: arguments.overfit], clips.flows[: arguments.overfit]) for clips in caches[:1]]
+            caches = [_first(caches[0], arguments.overfit)]
+        elif arguments.unet_clips:
+            caches = [_first(clips, round(arguments.unet_clips * share)) for clips, (*_, share) in zip(caches, SIZES, strict=True)]
         train_unet(runs[1], parts, vae, caches, arguments.resume, None if not arguments.overfit else range(arguments.overfit))
     if workers > 1:
         distributed.destroy_process_group()
