@@ -56,14 +56,43 @@ def fresh(part: Part, seed: int) -> Any:
             nn.init.normal_(parameter, std=0.02)
         elif part.kind in ("unet", "vae") and name.endswith(("conv2.weight", "conv2.bias", "proj_out.weight", "proj_out.bias")):
             nn.init.normal_(parameter, std=1e-3)
+    if part.kind in ("unet", "vae"):
+        _see_through(module)
     if part.kind == "unet":
         module.conv_in.weight[:, 4:] *= SCALING_FACTOR  # the image's latents come unscaled
-        for leaf in (module.conv_out.weight, module.conv_out.bias):
-            nn.init.zeros_(leaf)
+        nn.init.zeros_(module.conv_out.weight)
+        nn.init.zeros_(module.conv_out.bias)
+    if part.kind == "vae":
+        nn.init.dirac_(module.quant_conv.weight)
+        nn.init.zeros_(module.quant_conv.bias)
+        nn.init.constant_(module.quant_conv.bias[4:], -8.0)  # little noise to begin with
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return module.train().requires_grad_()
+
+
+def _see_through(module: nn.Module) -> None:
+    """Has what changes the size or the width hand on what it gets, and a little of anything else: a network of blocks that add nothing yet is then one
+    that sees a coarse picture of its input, colours and all, which random convolutions would have scattered."""
+    for name, conv in module.named_modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        if name.endswith(("downsamplers.0.conv", "upsamplers.0.conv")):
+            conv.weight *= 0.3
+            nn.init.zeros_(conv.bias)
+            diagonal = torch.arange(conv.in_channels)
+            if "down" in name:
+                conv.weight[diagonal, diagonal, :2, :2] += 0.25
+            else:
+                line = torch.tensor([1.0, 2.0, 1.0]) / 4
+                conv.weight[diagonal, diagonal] += torch.outer(line, line)
+        elif name.endswith("conv_shortcut"):
+            nn.init.orthogonal_(conv.weight)
+        elif name.endswith("conv_in"):
+            conv.weight[:, :, 1, 1] += 0.5 * torch.randn(conv.weight.shape[:2])
+        elif name.endswith("to_out.0"):
+            nn.init.normal_(conv.weight, std=1e-3)
 
 
 def count(module: nn.Module) -> int:
