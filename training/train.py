@@ -44,6 +44,7 @@ from lean_video.models.images import clip_pixels  # noqa: E402
 
 SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clips
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
+LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 
 
@@ -117,7 +118,7 @@ class Run:
                 self.optimizer.step()
             self._average()
             self.step += 1
-            self.seconds += time.monotonic() - began
+            self.seconds += min(time.monotonic() - began, LONGEST_STEP)
             since += 1
             if self.rank:
                 continue
@@ -210,19 +211,24 @@ def say(text: str) -> None:
 # The VAE
 
 
-def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], resume: bool) -> Any:
-    """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too."""
-    vae: Any = model.fresh(parts["vae"], run.seed)
+def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], resume: bool, only_decoder: bool = False) -> Any:
+    """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too.
+
+    only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
+    """
+    vae: Any = load_vae(run.folder, parts) if only_decoder else model.fresh(parts["vae"], run.seed)
+    for name, parameter in vae.named_parameters():
+        parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
     run.begin({"vae": vae}, resume)
     vae = run.networks["vae"]
     look = Lpips().to(run.device)
     held_out = _held_out_frames()
 
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
-        if progress > 0.4 and not bool(run_once["normalised"]):
+        if progress > 0.4 and not run_once["normalised"]:
             run_once["normalised"] = True
             _to_scale(run, vae, caches, shift=True)
-        still = progress < 0.6  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
+        still = progress < 0.6 and not only_decoder  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
         _mix_time(vae, not still)
         side = 64 if progress < 0.85 else 128
         frames, count = (1, 5) if still else (3, 3 if side == 64 else 1)
@@ -238,7 +244,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         unit = model.SCALING_FACTOR**2 if run_once["normalised"] else 1.0
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
-        share = 0.15 * min(1.0, max(0.0, progress - 0.2) / 0.3)
+        share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
         return {"loss": error + spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
     def show() -> None:
@@ -247,12 +253,13 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         rows = [np.hstack([*eight]) for eight in (held_out[:8], y[:8], held_out[8:16], y[8:16])]
         _picture(run.folder / f"vae-{run.step:06d}.png", np.vstack(rows))
 
-    run_once = {"normalised": resume and run.progress > 0.4}
+    run_once = {"normalised": only_decoder or (resume and run.progress > 0.4)}
     run.learn(loss_of, show)
     _mix_time(vae, True)
     vae.load_state_dict(run.averaged("vae"))
     vae.eval()
-    _to_scale(run, vae, caches, shift=False)
+    if not only_decoder:
+        _to_scale(run, vae, caches, shift=False)
     if not run.rank:
         torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
         say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
@@ -523,7 +530,7 @@ def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[d
         rng = np.random.default_rng(5)
         images = [(data.flatly(held_out, 192, 128, rng), bucket, 6) for bucket in (40, 127, 200)]
     for index, (image, bucket, fps) in enumerate(images):
-        picture = torch.from_numpy(np.ascontiguousarray(image)).float() / 255
+        picture = torch.from_numpy(np.array(image)).float() / 255
         conditioning = render.condition(svd, picture, image.shape[1], image.shape[0], device=device, fps=fps, motion_bucket=bucket)
         latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=12, solver="dpmpp_2m", guidance=(1.0, 1.5), seed=index, device=device)
         frames = (render.decode_clip(svd, latents, device=device) * 255).round().to(torch.uint8).numpy()
@@ -541,15 +548,15 @@ def load_vae(folder: Path, parts: dict[str, Any]) -> Any:
     return vae.eval().requires_grad_(False)
 
 
-def _pair(values: Iterable[float] | None) -> tuple[float | None, float | None]:
-    """VAE's and UNet's; one number stands for both."""
+def _each(values: Iterable[float] | None) -> tuple[float | None, float | None, float | None]:
+    """The VAE's, the UNet's and the decoder's; one number stands for all."""
     found = list(values or ())
-    return (found[0], found[-1]) if found else (None, None)
+    return (found[0], found[-1], found[0]) if found else (None, None, None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("vae", "unet", "all"), default="all")
+    parser.add_argument("--stage", choices=("vae", "unet", "all", "decoder"), default="all", help="decoder: the VAE's decoder once more, for latents as they are")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--minutes", type=float, nargs="+", metavar="M", help="how long to train, rendering and encoding apart: one number, or the VAE's and the UNet's (default 30 60)"
@@ -586,15 +593,17 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     if workers > 1:
         meeting = arguments.folder / f"meeting-{os.getppid()}"
         distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=workers)
-    minutes, steps = _pair(arguments.minutes or (None if arguments.steps else (30, 60))), _pair(arguments.steps)
+    minutes, steps = _each(arguments.minutes or (None if arguments.steps else (30, 60))), _each(arguments.steps)
     parts = model.plan(arguments.folder / f"worker-{rank}")
     caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
     runs = [
         Run(name, arguments.folder, torch.device(arguments.device), arguments.seed, arguments.batch, minutes[i], None if steps[i] is None else int(steps[i] or 0), rate, decay)
-        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998)))
+        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]
     if arguments.stage in ("vae", "all"):
         train_vae(runs[0], parts, caches, arguments.resume)
+    if arguments.stage == "decoder":
+        train_vae(runs[2], parts, caches, arguments.resume, only_decoder=True)
     if arguments.stage in ("unet", "all"):
         vae = load_vae(arguments.folder, parts).to(arguments.device)
         if arguments.overfit:
