@@ -69,6 +69,7 @@ class Run:
     best: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
+    scaled: bool = False  # the VAE's latents have been brought to scale
 
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
@@ -78,7 +79,7 @@ class Run:
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
             self.networks.load_state_dict(state["networks"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.best, self.step, self.seconds = state["best"], state["step"], state["seconds"]
+            self.best, self.step, self.seconds, self.scaled = state["best"], state["step"], state["seconds"], state["scaled"]
             say(f"{self.name}: going on from step {self.step}, {self.seconds / 60:.1f} minutes")
 
     @property
@@ -96,7 +97,14 @@ class Run:
 
     def save(self) -> None:
         partial = self.state_file.with_suffix(".partial")
-        state = {"networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best, "step": self.step, "seconds": self.seconds}
+        state = {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "step": self.step,
+            "seconds": self.seconds,
+            "scaled": self.scaled,
+        }
         torch.save(state, partial)
         partial.replace(self.state_file)
 
@@ -225,8 +233,8 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     held_out = _held_out_frames()
 
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
-        if progress > 0.4 and not run_once["normalised"]:
-            run_once["normalised"] = True
+        if progress > 0.4 and not run.scaled:
+            run.scaled = True
             _to_scale(run, vae, caches, shift=True)
         still = progress < 0.6 and not only_decoder  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
         _mix_time(vae, not still)
@@ -241,7 +249,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
-        unit = model.SCALING_FACTOR**2 if run_once["normalised"] else 1.0
+        unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
         share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
@@ -253,7 +261,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         rows = [np.hstack([*eight]) for eight in (held_out[:8], y[:8], held_out[8:16], y[8:16])]
         _picture(run.folder / f"vae-{run.step:06d}.png", np.vstack(rows))
 
-    run_once = {"normalised": only_decoder or (resume and run.progress > 0.4)}
+    run.scaled = run.scaled or only_decoder
     run.learn(loss_of, show)
     _mix_time(vae, True)
     vae.load_state_dict(run.averaged("vae"))
