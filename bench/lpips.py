@@ -43,17 +43,30 @@ class Lpips:
 
     @torch.no_grad()
     def features(self, picture_HWC: np.ndarray) -> list[Tensor]:
-        shift, scale = (torch.tensor(value).view(1, 3, 1, 1) for value in (_SHIFT, _SCALE))
-        x = (tensor_of(picture_HWC) * 2 - 1 - shift) / scale
+        return self.activations(tensor_of(picture_HWC))
+
+    @torch.no_grad()
+    def distance(self, first: list[Tensor], second: list[Tensor]) -> float:
+        return float(self.difference(first, second))
+
+    def activations(self, x_N3HW: Tensor) -> list[Tensor]:
+        """Features of pictures in 0..1, for a loss to be taken from: gradients flow."""
+        shift, scale = (torch.tensor(value, device=x_N3HW.device).view(1, 3, 1, 1) for value in (_SHIFT, _SCALE))
+        x = (x_N3HW * 2 - 1 - shift) / scale
         found: list[Tensor] = []
         for (weight, bias), (stride, padding, pooled) in zip(self._convolutions, _CONVOLUTIONS, strict=True):
             x = F.relu(F.conv2d(F.max_pool2d(x, 3, 2) if pooled else x, weight, bias, stride, padding))
             found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return found
 
-    @torch.no_grad()
-    def distance(self, first: list[Tensor], second: list[Tensor]) -> float:
-        return sum(float(F.conv2d((a - b).square(), head).mean()) for a, b, head in zip(first, second, self._heads, strict=True))
+    def difference(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """Mean distance of the pictures of two batches."""
+        return torch.stack([F.conv2d((a - b).square(), head).mean() for a, b, head in zip(first, second, self._heads, strict=True)]).sum()
+
+    def to(self, device: torch.device) -> Lpips:
+        self._convolutions = [(weight.to(device), bias.to(device)) for weight, bias in self._convolutions]
+        self._heads = [head.to(device) for head in self._heads]
+        return self
 
 
 def psnr(first_HWC: np.ndarray, second_HWC: np.ndarray) -> float:

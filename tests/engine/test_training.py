@@ -1,0 +1,137 @@
+"""What the demo model is trained by: clips whose controls mean what they say, and a writer whose files the pack's own loader opens."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lean_video.checkpoints import open_svd
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    return importlib.import_module
+
+
+def texture(data: Any, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([(255 * data._noise(512, rng)).astype(np.uint8) for _ in range(3)], axis=-1)
+
+
+def test_a_motion_bucket_is_64_for_a_pixel_a_frame_at_6_fps_and_128_pixels(training: Any) -> None:
+    data = training("data")
+    assert data.bucket_of(1.0, 6, 128) == 64
+    assert data.bucket_of(1.0, 12, 128) == 128  # as far in half the time
+    assert data.bucket_of(2.0, 6, 256) == 64  # as far of a picture twice as high
+    assert data.bucket_of(100.0, 6, 128) == 255
+    assert data.bucket_of(data.flow_of(127, 10, 192), 10, 192) == 127
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
+def test_measured_flow_is_the_speed_of_a_picture_that_is_pushed(training: Any, speed: float) -> None:
+    data = training("data")
+    pyramid = data._pyramid(texture(data))
+    camera = data._Camera(np.array([200.0, 200.0]), 1.0, 0.0, np.array([speed, 0.0]), 0.0, 0.0)
+    frames = np.stack([camera.frame(pyramid, index, 128, 96) for index in range(6)])
+    assert frames.shape == (6, 96, 128, 3)
+    np.testing.assert_allclose(data.flow_lengths(frames), speed, rtol=0.1)
+
+
+def test_every_kind_of_clip_moves_and_the_same_seed_gives_the_same_clip(training: Any) -> None:
+    data, sources = training("data"), training("sources")
+    film = np.stack([np.roll(texture(data, 2)[:256, :456], 2 * index, axis=1) for index in range(60)])
+    made_of = data.Material((data._pyramid(texture(data)), data._pyramid(texture(data, 1))), ((sources.Shot("film", 0, 60, 24), film),))
+    for kind, _ in data._KINDS:
+        frames, fps = kind(made_of, 128, 128, np.random.default_rng(3))
+        again, _ = kind(made_of, 128, 128, np.random.default_rng(3))
+        assert frames.shape == (data.FRAMES, 128, 128, 3)
+        assert frames.dtype == np.uint8
+        assert 6 <= fps <= 24
+        assert np.array_equal(frames, again)
+        assert data.flow_lengths(frames).mean() > 0
+
+
+def test_held_out_frames_of_a_film_are_not_trained_on(training: Any) -> None:
+    sources = training("sources")
+    for held in (shot for shot in sources.SHOTS if shot.held_out):
+        assert not [shot for shot in sources.SHOTS if not shot.held_out and shot.source == held.source and shot.first < held.last and held.first < shot.last]
+    assert all(picture.licence for picture in sources.PICTURES)
+    assert all(sources.CLIP_LICENCES.values())
+
+
+def test_the_loader_opens_what_the_writer_wrote_and_finds_the_same_weights(training: Any, tmp_path: Path) -> None:
+    model = training("model")
+    parts = model.plan(tmp_path)
+    networks = {key: model.fresh(part, index) for index, (key, part) in enumerate(parts.items())}
+    with torch.no_grad():
+        networks["vae"].quant_conv.weight.normal_(0, 0.3)
+    size = model.save(tmp_path / "demo.safetensors", networks, parts, {"seed": "0"})
+    assert size <= 24e6
+    opened = open_svd(tmp_path / "demo.safetensors")
+    for key, network in (("unet", opened.unet), ("vae", opened.vae), ("image_encoder", opened.image_encoder)):
+        want = networks[key].state_dict()
+        assert network.state_dict().keys() == want.keys()
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor.float(), want[name].half().float()), name
+
+
+def test_the_first_stages_encoder_has_the_last_convolution_folded_in(training: Any, tmp_path: Path) -> None:
+    """Programs that condition with the first stage, as ComfyUI's core does, get the same latents."""
+    model = training("model")
+    parts = model.plan(tmp_path)
+    networks = {key: model.fresh(part, 0) for key, part in parts.items()}
+    vae, x = networks["vae"].eval(), torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        vae.quant_conv.weight.normal_(0, 0.3)
+        want = vae.encode(x).latent_dist.mode()
+        stored = model.file_tensors(networks, parts, model.layout(model.SIZE))
+        vae.encoder.conv_out.weight.copy_(stored["first_stage_model.encoder.conv_out.weight"])
+        vae.encoder.conv_out.bias.copy_(stored["first_stage_model.encoder.conv_out.bias"])
+        got = vae.encoder(x)[:, :4]
+    torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
+
+
+def test_normalised_latents_have_the_scale_that_the_unet_is_told(training: Any, tmp_path: Path) -> None:
+    model = training("model")
+    vae = model.fresh(model.plan(tmp_path)["vae"], 0).eval()
+    x = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        pictures = vae.decode(before.mode(), num_frames=4).sample
+        model.normalise_latents(vae, torch.zeros(4), float(before.mode().std()))
+        after = vae.encode(x).latent_dist
+        assert math.isclose(float(after.mode().std()) * 0.18215, 1.0, rel_tol=1e-3)
+        torch.testing.assert_close(vae.decode(after.mode(), num_frames=4).sample, pictures, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(after.std / after.mode().std(), before.std / before.mode().std(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) -> None:
+    """Sampling turns the network's output into the clip by c_skip and c_out: what it is trained to give is what makes that exact."""
+    train = training("train")
+    x0 = torch.randn(2, 3, 4, 8, 8)
+
+    class Knowing(torch.nn.Module):
+        def forward(self, x_BT8hw: torch.Tensor, c_noise_B: torch.Tensor, **_: Any) -> Any:
+            sigma = (4 * c_noise_B).exp().view(-1, 1, 1, 1, 1)
+            x = x_BT8hw[:, :, :4].float() * (sigma**2 + 1).sqrt()
+            v = (x0 - x / (sigma**2 + 1)) / (-sigma / (sigma**2 + 1).sqrt())
+            return type("Output", (), {"sample": v})
+
+    class Blind(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> Any:
+            return type("Output", (), {"image_embeds": torch.zeros(len(pixels), 8)})
+
+    batch = train.Batch(x0, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 224, 224), torch.tensor([[5.0, 127, 0.02]] * 2))
+    losses = train.unet_loss(Knowing(), Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert losses.shape == (2,)
+    assert float(losses.max()) < 1e-4

@@ -1,0 +1,627 @@
+#!/usr/bin/env python3
+"""Train the demo model, a small Stable Video Diffusion: the VAE first, then the UNet together with the image encoder; and write it as a checkpoint.
+
+    python training/train.py --stage all --minutes 30 60             # two CPU cores
+    python training/train.py --stage all --steps 8000 30000 --device cuda --batch 8
+
+Everything goes into --folder: the clips, the state to resume from (--resume), loss curves as CSV and PNG, sample strips, and the model: demo.safetensors.
+A run is seeded: what a step sees depends on the seed, its number and the number of workers alone.
+On a CPU each worker is a process of one thread with a share of the batch: threads that wait for each other inside every layer lose most of their
+time as soon as something else runs beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, multiprocessing, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "training", ROOT / "bench", ROOT / "scripts", ROOT):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import data  # noqa: E402
+import model  # noqa: E402
+import sources  # noqa: E402
+from lpips import Lpips  # noqa: E402
+
+from lean_video.models.images import clip_pixels  # noqa: E402
+
+SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clips
+SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
+LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
+SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
+
+
+@dataclass
+class Run:
+    """One stage: how long it is to be, what it works on, and how far it is.
+
+    minutes, steps  which of them ends it; the other is None
+    best            weights averaged over the steps, which is what is saved and shown
+    """
+
+    name: str
+    folder: Path
+    device: torch.device
+    seed: int
+    batch: int
+    minutes: float | None
+    steps: int | None
+    rate: float
+    decay: float
+    networks: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    seconds: float = 0.0
+    scaled: bool = False  # the VAE's latents have been brought to scale
+
+    def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
+        self.networks = nn.ModuleDict(networks).to(self.device).train()
+        self.optimizer = torch.optim.AdamW(self.networks.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.best = {name: tensor.detach().clone() for name, tensor in self.networks.state_dict().items()}
+        if resume and self.state_file.exists():
+            state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+            self.networks.load_state_dict(state["networks"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best, self.step, self.seconds, self.scaled = state["best"], state["step"], state["seconds"], state["scaled"]
+            say(f"{self.name}: going on from step {self.step}, {self.seconds / 60:.1f} minutes")
+
+    @property
+    def rank(self) -> int:
+        """Which worker this is; the first speaks and writes."""
+        return distributed.get_rank() if distributed.is_initialized() else 0
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / f"{self.name}.state.pt"
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps if self.steps else self.seconds / 60 / (self.minutes or 1)
+
+    def save(self) -> None:
+        partial = self.state_file.with_suffix(".partial")
+        state = {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "step": self.step,
+            "seconds": self.seconds,
+            "scaled": self.scaled,
+        }
+        torch.save(state, partial)
+        partial.replace(self.state_file)
+
+    def learn(self, loss_of: Callable[[np.random.Generator, torch.Generator, float], dict[str, Tensor]], show: Callable[[], None]) -> None:
+        """Steps until the end. `loss_of` gives the losses of a step by name, "loss" being what is descended; `show` makes strips."""
+        curve, sums, since, saved, shown = _Curve(self.folder, self.name, self.step), {}, 0, time.monotonic(), time.monotonic()
+        while (progress := self._agreed_progress()) < 1:
+            began = time.monotonic()
+            warm = min(1.0, (self.step + 1) / 100)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+            torch_rng = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 16 + self.rank)
+            losses = loss_of(np.random.default_rng((self.seed, self.step, self.rank)), torch_rng, progress)
+            self.optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            self._share_gradients()
+            norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+            if bool(torch.isfinite(norm)):
+                self.optimizer.step()
+            self._average()
+            self.step += 1
+            self.seconds += min(time.monotonic() - began, LONGEST_STEP)
+            since += 1
+            if self.rank:
+                continue
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            if self.step % LOG_EVERY == 0:
+                curve.add(self.step, self.seconds, {name: value / since for name, value in sums.items()})
+                sums, since = {}, 0
+            if time.monotonic() - saved > SAVE_EVERY:
+                self.save()
+                curve.draw()
+                saved = time.monotonic()
+            if time.monotonic() - shown > STRIP_EVERY:
+                show()
+                shown = time.monotonic()
+        if not self.rank:
+            self.save()
+            curve.draw()
+            show()
+
+    def _agreed_progress(self) -> float:
+        if distributed.is_initialized():
+            seconds = torch.tensor(self.seconds, dtype=torch.float64)
+            distributed.broadcast(seconds, 0)
+            self.seconds = float(seconds)
+        return self.progress
+
+    @torch.no_grad()
+    def _share_gradients(self) -> None:
+        if distributed.is_initialized():
+            gradients = [parameter.grad for parameter in self.networks.parameters() if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            distributed.all_reduce(flat)
+            for gradient, mean in zip(gradients, (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, tensor in self.networks.state_dict().items():
+            self.best[name].lerp_(tensor, 1 - decay) if tensor.is_floating_point() else self.best[name].copy_(tensor)
+
+    def averaged(self, key: str) -> dict[str, Tensor]:
+        return {name.removeprefix(key + "."): tensor for name, tensor in self.best.items() if name.startswith(key + ".")}
+
+
+class _Curve:
+    """The losses of a stage, as CSV and as a picture."""
+
+    def __init__(self, folder: Path, name: str, step: int) -> None:
+        self.csv, self.png, self.rows = folder / f"{name}.csv", folder / f"{name}.png", []
+        if step and self.csv.exists():
+            with self.csv.open() as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self.began = time.monotonic()
+
+    def add(self, step: int, seconds: float, losses: dict[str, float]) -> None:
+        self.rows.append({"step": step, "minutes": f"{seconds / 60:.2f}"} | {name: f"{value:.5f}" for name, value in losses.items()})
+        with self.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[-1]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if step % (5 * LOG_EVERY) == 0:
+            say(" ".join(f"{name} {value}" for name, value in self.rows[-1].items()))
+
+    def draw(self) -> None:
+        """The loss over the steps: grey as it was, black as the mean of ten."""
+        if len(self.rows) < 2:
+            return
+        values = np.array([float(row["loss"]) for row in self.rows])
+        width, height, edge = 900, 420, 40
+        low, high = float(values.min()), float(np.percentile(values, 98)) + 1e-9
+        picture = np.full((height, width, 3), 255, np.uint8)
+        smooth = np.convolve(np.pad(values, (9, 0), mode="edge"), np.ones(10) / 10, mode="valid")
+        for line, colour in ((values, (190, 190, 190)), (smooth, (0, 0, 0))):
+            x = np.linspace(edge, width - edge, len(line))
+            y = height - edge - (height - 2 * edge) * (np.clip(line, low, high) - low) / (high - low)
+            cv2.polylines(picture, [np.stack([x, y], -1).round().astype(np.int32)], False, colour, 1, cv2.LINE_AA)
+        first, last = self.rows[0]["step"], self.rows[-1]["step"]
+        for text, place in ((f"loss {high:.4f}", (4, 20)), (f"{low:.4f}", (4, height - 8)), (f"steps {first} to {last}", (width - 220, height - 8))):
+            cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.imwrite(str(self.png), picture)
+
+
+def say(text: str) -> None:
+    if not (distributed.is_initialized() and distributed.get_rank()):
+        print(text, flush=True)
+
+
+# The VAE
+
+
+def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], resume: bool, only_decoder: bool = False) -> Any:
+    """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too.
+
+    only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
+    """
+    vae: Any = load_vae(run.folder, parts) if only_decoder else model.fresh(parts["vae"], run.seed)
+    for name, parameter in vae.named_parameters():
+        parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
+    run.begin({"vae": vae}, resume)
+    vae = run.networks["vae"]
+    look = Lpips().to(run.device)
+    held_out = _held_out_frames()
+
+    def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
+        if progress > 0.4 and not run.scaled:
+            run.scaled = True
+            _to_scale(run, vae, caches, shift=True)
+        still = progress < 0.6 and not only_decoder  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
+        _mix_time(vae, not still)
+        side = 64 if progress < 0.85 else 128
+        frames, count = (1, 5) if still else (3, 3 if side == 64 else 1)
+        x = _crops(caches, rng, side, frames, run.batch * count).to(run.device)
+        with torch.autocast(run.device.type, torch.bfloat16):
+            moments = vae.encode(x).latent_dist
+            noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
+            y = vae.decode(moments.mean + moments.std * noise, num_frames=frames).sample.float()
+            distance = look.difference(look.activations((x + 1) / 2), look.activations((y + 1) / 2)).float()
+        # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
+        error, spread = (x - y).abs().mean(), (x - y).square().mean()
+        coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
+        unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
+        mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
+        kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
+        share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
+        return {"loss": error + spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+
+    def show() -> None:
+        y = _through(run, vae, held_out)
+        say(f"VAE on held-out frames at step {run.step}: {_report(held_out, y)}")
+        rows = [np.hstack([*eight]) for eight in (held_out[:8], y[:8], held_out[8:16], y[8:16])]
+        _picture(run.folder / f"vae-{run.step:06d}.png", np.vstack(rows))
+
+    run.scaled = run.scaled or only_decoder
+    run.learn(loss_of, show)
+    _mix_time(vae, True)
+    vae.load_state_dict(run.averaged("vae"))
+    vae.eval()
+    if not only_decoder:
+        _to_scale(run, vae, caches, shift=False)
+    if not run.rank:
+        torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
+        say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
+    _together()
+    return vae
+
+
+def _mix_time(vae: Any, mixed: bool) -> None:
+    """Has the decoder's temporal blocks work, or pass on what they get, as they nearly do to begin with."""
+    for name, block in vae.decoder.named_modules():
+        if name.endswith("temporal_res_block"):
+            block.__dict__.pop("forward", None)
+            if not mixed:
+                block.forward = lambda x, temb=None: x
+
+
+def _to_scale(run: Run, vae: Any, caches: Sequence[data.Cache], shift: bool) -> None:
+    """Brings the latents to the scale that the UNet expects; their means too while the decoder can still learn what that changes at the edges."""
+    frames = torch.cat([_crops(caches, np.random.default_rng(index), 128, 1, 16) for index in range(4)])
+    states = [vae.state_dict()] if not shift else [vae.state_dict(), run.averaged("vae")]
+    kept = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(few.to(run.device)).latent_dist.mode() for few in frames.split(8)]).float()
+        mean = latents.mean((0, 2, 3)) if shift else torch.zeros(4)
+        std = float((latents - latents.mean((0, 2, 3), keepdim=True)).std())
+        say(f"latents had means {latents.mean((0, 2, 3)).tolist()} and a standard deviation of {std:.3f}")
+        for state in reversed(states):  # the running weights last, so that they stay in the network
+            vae.load_state_dict(state if state is not states[0] else kept)
+            model.normalise_latents(vae, mean, std)
+            if state is not states[0]:
+                for name, tensor in vae.state_dict().items():
+                    run.best["vae." + name].copy_(tensor)
+    for parameter in (vae.quant_conv.weight, vae.quant_conv.bias, vae.decoder.conv_in.weight, vae.decoder.conv_in.bias):
+        run.optimizer.state.pop(parameter, None)  # what it had gathered is of another scale
+
+
+@torch.no_grad()
+def _through(run: Run, vae: Any, frames_NHW3: np.ndarray) -> np.ndarray:
+    """The frames after encoding and decoding each alone, by the averaged weights."""
+    kept = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    if vae.training:
+        vae.load_state_dict(run.averaged("vae"))
+    x = _to_network(frames_NHW3).to(run.device)
+    y = torch.cat([vae.decode(vae.encode(one).latent_dist.mode(), num_frames=1).sample for one in x.split(1)])
+    vae.load_state_dict(kept)
+    return _to_pixels(y)
+
+
+def _held_out_frames() -> np.ndarray:
+    """Frames at 128x128 that nothing was trained on: 12 of films, 12 of pictures, [24,128,128,3]."""
+    found: list[np.ndarray] = []
+    shots = sources.shots(held_out=True)
+    for index in range(12):
+        frames = shots[index % len(shots)][1]
+        frame = frames[(index // len(shots)) * (len(frames) // 3)]
+        found.append(cv2.resize(frame[:, 100:356], (128, 128), interpolation=cv2.INTER_AREA))
+    rng = np.random.default_rng(0)
+    made_of = data.Material(data.material(True).pyramids, ())
+    found += [data.flatly(made_of, 128, 128, rng) for _ in range(12)]
+    return np.stack([found[i // 2 + 12 * (i % 2)] for i in range(24)])
+
+
+def sharpness(frames_NHW3: np.ndarray) -> float:
+    """Mean length of the brightness gradient."""
+    grey = frames_NHW3.astype(np.float32).mean(-1)
+    return float(np.hypot(np.diff(grey, axis=-1)[:, :-1], np.diff(grey, axis=-2)[:, :, :-1]).mean())
+
+
+def _report(truth: np.ndarray, made: np.ndarray) -> str:
+    errors = np.square(truth.astype(np.float32) - made).mean((1, 2, 3))
+    decibels = 10 * np.log10(255**2 / errors)
+    films, stills = decibels[0::2].mean(), decibels[1::2].mean()
+    return f"PSNR {decibels.mean():.2f} dB (films {films:.2f}, pictures {stills:.2f}), sharpness {sharpness(made) / sharpness(truth):.2f} of the frames'"
+
+
+def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, frames: int, count: int) -> Tensor:
+    """[count * frames,3,side,side] in -1..1, out of clips at random."""
+    found: list[np.ndarray] = []
+    for _ in range(count):
+        clips = caches[rng.integers(len(caches))]
+        _, length, height, width, _ = clips.frames.shape
+        stride = int(rng.integers(1, 4))
+        first = int(rng.integers(length - stride * (frames - 1)))
+        y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        clip = clips.frames[rng.integers(len(clips.frames))]
+        found.append(clip[first::stride][:frames, y : y + side, x : x + side])
+    return _to_network(np.concatenate(found))
+
+
+def _to_network(frames_NHW3: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(frames_NHW3)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def _to_pixels(x_N3HW: Tensor) -> np.ndarray:
+    return x_N3HW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _picture(path: Path, rgb_HW3: np.ndarray) -> None:
+    cv2.imwrite(str(path), cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2BGR))
+
+
+# The UNet
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A cache as the UNet sees it.
+
+    clips     [N,T,4,h,w] float16, the VAE's modes, not scaled
+    noised    [N,2,4,h,w] float16: the modes of the first and the last frame with noise of `augmentation` on them
+    """
+
+    clips: Tensor
+    noised: Tensor
+    augmentation: Tensor
+    cache: data.Cache
+
+
+@torch.no_grad()
+def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
+    rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    path, shares = run.folder / f"latents-{name}.pt", [run.folder / f"latents-{name}.{rank}.pt" for rank in range(workers)]
+    if not path.exists():
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in range(rank, len(cache.fps), workers):
+            generator = torch.Generator().manual_seed((run.seed << 32) + index)
+            augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
+            x = _to_network(cache.frames[index])
+            ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
+            with torch.autocast(run.device.type, torch.bfloat16):
+                z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode().half().cpu()
+            found.append((z[:-2], z[-2:], augmentation))
+            if index % 200 == 0:
+                say(f"encoding {name}: {index} of {len(cache.fps)}")
+        torch.save([torch.stack(tensors) for tensors in zip(*found, strict=True)], shares[rank])
+        _together()
+        if rank == 0:
+            parts = [torch.load(share, weights_only=True) for share in shares]
+            order = torch.cat([torch.arange(start, len(cache.fps), workers) for start in range(workers)]).argsort()
+            torch.save([torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)], path)
+            for share in shares:
+                share.unlink()
+        _together()
+    clips, noised, augmentation = torch.load(path, weights_only=True)
+    return Latents(clips, noised, augmentation, cache)
+
+
+def _together() -> None:
+    """Workers wait for each other here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x0_BT4hw in the UNet's scale, concat_B4hw, pixels_B3HW for the image encoder, ids_B3 (fps - 1, bucket, augmentation)."""
+
+    x0_BT4hw: Tensor
+    concat_B4hw: Tensor
+    pixels_B3HW: Tensor
+    ids_B3: Tensor
+
+
+def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, side: int | None, only: Sequence[int] | None = None) -> Batch:
+    """Some clips of `frames` frames, played forwards or backwards, a square of `side` latents cut out of them or whole."""
+    x0, concat, pixels, ids = [], [], [], []
+    for _ in range(count):
+        index = int(rng.choice(only) if only is not None else rng.integers(len(latents.clips)))
+        length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
+        backwards = bool(rng.random() < 0.4)
+        noised = bool(rng.random() < 0.6)
+        first = 0 if noised else int(rng.integers(length - frames + 1))
+        order = list(range(length - 1, -1, -1) if backwards else range(length))[first : first + frames]
+        h, w = side or height, side or width
+        y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        clip = latents.clips[index][order].float()
+        image = latents.noised[index, int(backwards)].float() if noised else clip[0]
+        x0.append(clip[..., y : y + h, x : x + w] * model.SCALING_FACTOR)
+        concat.append(image[..., y : y + h, x : x + w])
+        picture = latents.cache.frames[index][order[0], 8 * y : 8 * (y + h), 8 * x : 8 * (x + w)]
+        pixels.append(clip_pixels((_to_network(picture[None]) + 1) / 2, 224)[0])
+        steps = [min(a, b) for a, b in pairwise(order)]
+        fps = int(latents.cache.fps[index])
+        bucket = data.bucket_of(float(latents.cache.flows[index][steps].mean()), fps, latents.cache.frames.shape[2])
+        ids.append([fps - 1, bucket, float(latents.augmentation[index, int(backwards)]) if noised else 0.0])
+    return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids))
+
+
+def noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Four in five log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from. Spread evenly over a batch."""
+    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    even = (even + torch.rand(1, generator=generator)) % 1
+    usual = torch.special.ndtri(((even - 0.2) / 0.8).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
+    high = math.log(10) + even / 0.2 * math.log(SIGMA_MAX / 10)
+    return torch.where(even < 0.2, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
+
+
+def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output."""
+    count, frames = batch.x0_BT4hw.shape[:2]
+    sigma = noise_levels(count, generator).view(-1, 1, 1, 1, 1)
+    x0 = batch.x0_BT4hw
+    x = x0 + sigma * torch.randn(x0.shape, generator=generator)
+    c_in = 1 / (sigma**2 + 1).sqrt()
+    target = (x0 - x / (sigma**2 + 1)) / (-sigma * c_in)
+    blind = torch.rand(count, generator=generator)
+    sees = (blind >= 0.12).float()  # the twin for guidance: neither image
+    looks = (blind >= 0.17).float()  # now and then the concatenated image alone
+    concat = (batch.concat_B4hw * sees.view(-1, 1, 1, 1))[:, None].expand(-1, frames, -1, -1, -1)
+    with torch.autocast(device.type, torch.bfloat16):
+        embedding = encoder(batch.pixels_B3HW.to(device)).image_embeds * looks.to(device)[:, None]
+        v = unet(
+            torch.cat([x * c_in, concat], dim=2).to(device),
+            (0.25 * sigma.flatten().log()).to(device),
+            encoder_hidden_states=embedding[:, None],
+            added_time_ids=batch.ids_B3.to(device),
+        ).sample
+    return (v.float() - target.to(device)).square().mean((1, 2, 3, 4))
+
+
+def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
+    """The UNet and the image encoder together, on short square clips first, and on whole ones more and more."""
+    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}") for clips in caches]
+    run.begin({"unet": model.fresh(parts["unet"], run.seed + 1), "image_encoder": model.fresh(parts["image_encoder"], run.seed + 2)}, resume)
+    unet, encoder = run.networks["unet"], run.networks["image_encoder"]
+    say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
+
+    def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
+        pool = latents[rng.choice(len(latents), p=[share for *_, share in SIZES[: len(latents)]] if len(latents) == len(SIZES) else None)]
+        whole = rng.random() < 0.15 + 0.6 * progress
+        frames = data.FRAMES if whole else 8
+        side = None if whole else 16
+        tokens = frames * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
+        count = run.batch * max(1, round(4 * 8 * 256 / tokens))
+        each = unet_loss(unet, encoder, draw(pool, rng, count, frames, side, only), torch_rng, run.device)
+        return {"loss": each.mean()}
+
+    def show() -> None:
+        path = write(run, parts, vae)
+        _strips(run, path, only, caches)
+
+    run.learn(loss_of, show)
+
+
+def write(run: Run, parts: dict[str, Any], vae: Any) -> Path:
+    """The checkpoint of the averaged weights."""
+    path = run.folder / "demo.safetensors"
+    modules: dict[str, nn.Module] = {"vae": vae}
+    for key in ("unet", "image_encoder"):
+        modules[key] = model.fresh(parts[key], 0)
+        modules[key].load_state_dict(run.averaged(key))
+    size = model.save(path, modules, parts, {"trained": f"{run.step} steps, {run.seconds / 60:.0f} minutes on {run.device.type}", "seed": str(run.seed)})
+    say(f"{path.name}: {size / 1e6:.2f} MB")
+    return path
+
+
+def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[data.Cache]) -> None:
+    """Clips by the pack's own sampling, from held-out pictures (or from the only clips trained on): a row each, and how much they move."""
+    from lean_video.checkpoints.open import open_svd
+    from lean_video.models import render
+
+    svd, device = open_svd(path), torch.device("cpu")
+    rows: list[np.ndarray] = []
+    if only is not None:
+        images = [(caches[0].frames[index][0], int(caches[0].buckets()[index]), int(caches[0].fps[index])) for index in only[:2]]
+    else:
+        held_out = data.Material(data.material(True).pyramids, ())
+        rng = np.random.default_rng(5)
+        images = [(data.flatly(held_out, 192, 128, rng), bucket, 6) for bucket in (40, 127, 200)]
+    for index, (image, bucket, fps) in enumerate(images):
+        picture = torch.from_numpy(np.array(image)).float() / 255
+        conditioning = render.condition(svd, picture, image.shape[1], image.shape[0], device=device, fps=fps, motion_bucket=bucket)
+        latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=12, solver="dpmpp_2m", guidance=(1.0, 1.5), seed=index, device=device)
+        frames = (render.decode_clip(svd, latents, device=device) * 255).round().to(torch.uint8).numpy()
+        flow, decibels = float(data.flow_lengths(frames).mean()), 10 * math.log10(255**2 / np.square(frames[0].astype(np.float32) - image).mean())
+        asked = data.flow_of(bucket, fps, image.shape[0])
+        sharp = [sharpness(frames[i : i + 1]) / sharpness(image[None]) for i in (0, 7, 13)]
+        say(f"strip {index}: bucket {bucket}, flow {flow:.2f} for {asked:.2f}, first frame {decibels:.1f} dB, sharpness {' '.join(f'{s:.2f}' for s in sharp)}")
+        rows.append(np.hstack([image, *frames[[0, 3, 6, 9, 13]]]))
+    _picture(run.folder / f"unet-{run.step:06d}.png", np.vstack(rows))
+
+
+def load_vae(folder: Path, parts: dict[str, Any]) -> Any:
+    vae: Any = model.fresh(parts["vae"], 0)
+    vae.load_state_dict(torch.load(folder / "vae.pt", weights_only=True))
+    return vae.eval().requires_grad_(False)
+
+
+def _each(values: Iterable[float] | None) -> tuple[float | None, float | None, float | None]:
+    """The VAE's, the UNet's and the decoder's; one number stands for all."""
+    found = list(values or ())
+    return (found[0], found[-1], found[0]) if found else (None, None, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("vae", "unet", "all", "decoder"), default="all", help="decoder: the VAE's decoder once more, for latents as they are")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--minutes", type=float, nargs="+", metavar="M", help="how long to train, rendering and encoding apart: one number, or the VAE's and the UNet's (default 30 60)"
+    )
+    length.add_argument("--steps", type=int, nargs="+", metavar="N", help="the same in steps")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=1, help="how many times the batch of a CPU's worker")
+    parser.add_argument("--clips", type=int, default=4000, help="clips to render and train on")
+    parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
+    parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
+    parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for width, height, share in SIZES:
+        data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed)
+    workers = arguments.workers or (len(os.sched_getaffinity(0)) if arguments.device == "cpu" else 1)
+    if workers == 1:
+        work(0, arguments, 1)
+    else:
+        multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
+
+
+def _first(clips: data.Cache, count: int) -> data.Cache:
+    return data.Cache(clips.frames[:count], clips.fps[:count], clips.flows[:count])
+
+
+def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
+    """One worker, from the caches to the checkpoint."""
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    if workers > 1:
+        meeting = arguments.folder / f"meeting-{os.getppid()}"
+        distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=workers)
+    minutes, steps = _each(arguments.minutes or (None if arguments.steps else (30, 60))), _each(arguments.steps)
+    parts = model.plan(arguments.folder / f"worker-{rank}")
+    caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
+    runs = [
+        Run(name, arguments.folder, torch.device(arguments.device), arguments.seed, arguments.batch, minutes[i], None if steps[i] is None else int(steps[i] or 0), rate, decay)
+        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
+    ]
+    if arguments.stage in ("vae", "all"):
+        train_vae(runs[0], parts, caches, arguments.resume)
+    if arguments.stage == "decoder":
+        train_vae(runs[2], parts, caches, arguments.resume, only_decoder=True)
+    if arguments.stage in ("unet", "all"):
+        vae = load_vae(arguments.folder, parts).to(arguments.device)
+        if arguments.overfit:
+            caches = [_first(caches[0], arguments.overfit)]
+        elif arguments.unet_clips:
+            caches = [_first(clips, round(arguments.unet_clips * share)) for clips, (*_, share) in zip(caches, SIZES, strict=True)]
+        train_unet(runs[1], parts, vae, caches, arguments.resume, None if not arguments.overfit else range(arguments.overfit))
+    if workers > 1:
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
