@@ -69,7 +69,7 @@ class Graph:
             if found:
                 return found[0]
             seen.update(front)
-            front = [node for before in front for node in self._sources(before) if node not in seen]
+            front = list(dict.fromkeys(node for before in front for node in self._sources(before) if node not in seen))
         return None
 
     def signature(self, node_id: str) -> str:
