@@ -63,6 +63,8 @@ def fresh(part: Part, seed: int) -> Any:
         nn.init.zeros_(module.conv_out.weight)
         nn.init.zeros_(module.conv_out.bias)
     if part.kind == "vae":
+        nn.init.dirac_(module.decoder.time_conv_out.weight)  # the taps of other frames learn nothing from stills, so they must be nothing
+        nn.init.zeros_(module.decoder.time_conv_out.bias)
         nn.init.dirac_(module.quant_conv.weight)
         nn.init.zeros_(module.quant_conv.bias)
         nn.init.constant_(module.quant_conv.bias[4:], -8.0)  # little noise to begin with
