@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,11 +104,16 @@ def _sampling(model: SVDModel, side: str, noise_T4hw: Tensor) -> Callable[[int],
     import torch
 
     from lean_video.lean.transfer import transfer_to
+    from lean_video.lean.unet import sampling_plans
     from lean_video.models import svd
 
-    transfer = transfer_to(torch.device("cpu"))
+    cpu = torch.device("cpu")
     pair = stock.guidance_pair(model.unet.config.cross_attention_dim, PIXELS, PIXELS)
-    estimates = (svd if side == OURS else stock).estimator(model.unet, pair, FRAMES, transfer)
+    if side == STOCK:
+        estimates = stock.estimator(model.unet, pair, FRAMES, transfer_to(cpu))
+    else:
+        plan = replace(sampling_plans(cpu)[0], streamed=True)
+        estimates = svd.estimator(model.unet, pair, FRAMES, transfer_to(cpu), plan)
 
     def run(step: int) -> Tensor:
         sigma = SIGMAS[step % len(SIGMAS)]
@@ -220,10 +225,6 @@ class Measured:
         )
         return [f"| {self.task} | {name} | {value} | ≤ {goal} | {'met' if met else '**not met**'} |" for name, value, goal, met in goals]
 
-    def floor(self) -> float:
-        """The RSS ratio of a forward that holds nothing but the mapped files that ours reads."""
-        return statistics.median(self.runs[OURS].mapped) / self.runs[STOCK].peak
-
 
 def measure(task: str, job: Job, checkpoint: Path) -> Measured:
     runs = {side: Run() for side in SIDES}
@@ -288,16 +289,12 @@ def document(job: Job, tasks: Sequence[str], command: str) -> str:
             "|---|---|---|---|---|",
             *(verdict for found in measured for verdict in found.verdicts()),
             "",
-            f"- *Guided step*: both guidance halves at one noise level, {', '.join(f'{sigma:g}' for sigma in SIGMAS[: job.steps])} in turn, after the same preconditioning. diffusers' `unet(...)` takes the halves as one batch, as its pipeline does; ours is `models.svd.estimator` with the default plan. The largest difference is between the two halves' denoised latents.",
+            f"- *Guided step*: both guidance halves at one noise level, {', '.join(f'{sigma:g}' for sigma in SIGMAS[: job.steps])} in turn, after the same preconditioning. diffusers' `unet(...)` takes the halves as one batch, as its pipeline does; ours is `models.svd.estimator` with the widest plan, its weights streamed: on a CPU, let go of after each layer. The largest difference is between the two halves' denoised latents.",
             "- *Decode*: the whole clip with the temporal decoder: `vae.decode(z, num_frames=...)` against `models.render.decode_clip`, which also turns the result into pictures. The largest difference is between pictures in -1..1"
             + "".join(f"; {found.inside:.0%} of the values lie inside, the others are cut at both ends." for found in measured if found.task == DECODE),
             "- *Max |d|* is between the sides. *From float64* is the largest difference of each side from diffusers' own forward on the same weights in float64: where one side's is small, the difference between the sides is the other's rounding.",
             f"- {(job.steps - 1) * job.repeats} timed steps a side in {job.repeats} {'run' if job.repeats == 1 else 'runs'}; the first step of a run is not timed. The sides take their steps in turn, so that other load on the machine meets both alike, and ratios of time are medians of the ratios at the same step. CPU time does not count waiting for a core: on a busy machine it is the one to read.",
-            "- Peak RSS is VmHWM of the process from when the network is open, libraries included. Both sides map their weights from the same file. Mapped pages count once they have been read, and stay since nothing else needs the RAM; *working memory* is what the peak has beside them and beside what the process held before the first step.",
-            *(
-                f"- {found.task}: the mapped files that ours reads, weights and libraries, are {found.floor():.0%} of diffusers' peak: a forward that held nothing else would have that RSS ratio."
-                for found in measured
-            ),
+            "- Peak RSS is VmHWM of the process from when the network is open, libraries included. Both sides map their weights from the same file. Mapped pages count once they have been read, and stay until they are let go of; *working memory* is what the peak has beside them and beside what the process held before the first step.",
             "",
         ]
     )

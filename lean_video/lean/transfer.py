@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from . import pages
+
 Stage = tuple[nn.Module, ...]
 """The modules whose weights a piece of work needs."""
 
@@ -34,6 +36,11 @@ class Transfer:
         fetched = [tensor.to(self.device) for tensor in tensors]
         return lambda: fetched
 
+    def let_go(self, weights: Sequence[Tensor]) -> None:
+        """Weights that will be fetched again are not needed for now. Where they are computed with in place, what a mapped file holds of them leaves memory."""
+        if self.device.type == "cpu":
+            pages.let_go(weights)
+
     def park(self, x: Tensor) -> Tensor:
         """A copy on the host, from where `fetch` brings it back."""
         return x.to("cpu")
@@ -52,7 +59,9 @@ class CudaTransfer(Transfer):
 
     def stage_on_host(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         pinned = [_pinned(tensor.shape, tensor.dtype) for tensor in weights]
-        return [tensor if page_locked is None else page_locked.copy_(tensor) for tensor, page_locked in zip(weights, pinned, strict=True)]
+        staged = [tensor if page_locked is None else page_locked.copy_(tensor) for tensor, page_locked in zip(weights, pinned, strict=True)]
+        pages.let_go([tensor for tensor, page_locked in zip(weights, pinned, strict=True) if page_locked is not None])
+        return staged
 
     def fetch(self, tensors: Sequence[Tensor]) -> Arrival:
         computing = torch.cuda.current_stream(self.device)
@@ -123,6 +132,8 @@ class Weights:
         finally:
             for place, tensor in zip(places, host, strict=True):
                 _put(*place, tensor)
+            if not self._resident:
+                self.transfer.let_go(host)
 
     @property
     def held_bytes(self) -> int:
