@@ -62,11 +62,18 @@ export class Monitor {
     else if (++this.away > MOST_AWAY) return this.close();
     const rate = Math.min(10, Math.max(0.2, Number(this.setting("Rate")) || 2));
     if (!document.hidden && element.isConnected) {
-      this.when("now", 1000 / rate, async () => this.now.update(await this.get("/lean_video/vram")));
+      this.when("now", 1000 / rate, () => this.look());
       this.when("fit", FIT_MS, () => this.fit.look());
       this.when("run", RUN_MS, () => this.runs.isLive && this.runs.load());
     }
     this.timer = setTimeout(() => this.tick(element), Math.min(1000 / rate, RUN_MS));
+  }
+
+  async look() {
+    const snapshot = await this.get("/lean_video/vram");
+    this.now.update(snapshot);
+    if (snapshot && this.wasAway) void this.runs.refresh(); // what ended meanwhile was told to nobody
+    this.wasAway = !snapshot;
   }
 
   /** Begins `act` when its time has come, unless it is still at work. */

@@ -39,13 +39,13 @@ class Listener(Protocol):
     def run_ended(self, run_id: str, status: str, message: str | None) -> None: ...
 
 
-_listeners: list[Listener] = []
+_followers: list[_Follower] = []
 
 
 def planned(peak: int) -> None:
     """For nodes of ours to say what they are about to take of the device, in bytes."""
-    for listener in _listeners:
-        listener.planned(peak)
+    for follower in _followers:
+        follower.planned(peak)
 
 
 def follow(listener: Listener) -> None:
@@ -54,7 +54,7 @@ def follow(listener: Listener) -> None:
 
     follower = _Follower(listener, PromptServer.instance)
     follower.attach()
-    _listeners.append(listener)
+    _followers.append(follower)
     PromptServer.instance.add_on_prompt_handler(follower.announced)
 
 
@@ -94,6 +94,16 @@ class _Follower:
         except Exception:
             log.exception("Following a run failed; the run itself is not affected.")
         self._wake.set()
+
+    def planned(self, peak: int) -> None:
+        """From a node that runs, so that an older host has named it by now."""
+        try:
+            with self._lock:
+                if self._run is not None and not self.attach():
+                    self._poll()
+            self._listener.planned(peak)
+        except Exception:
+            log.exception("Following a run failed; the run itself is not affected.")
 
     def _follow(self) -> None:
         while True:

@@ -192,8 +192,9 @@ def test_two_pages_and_one_that_comes_back_in_a_run(graph: Canvas, browser: Brow
         graph.set_widgets({"seed": 21, "steps": 40})
         assert graph.run() == "success"
         other_page.context.set_offline(False)
-        for shown in (panel, beside):
-            expect(shown.locator("td .lv-node").first).to_be_visible(timeout=20_000)
+        newest = [shown.locator(".lv-section-runs option").first for shown in (panel, beside)]
+        expect(newest[0]).to_contain_text("done", timeout=60_000)
+        expect(newest[1]).to_have_text(newest[0].inner_text(), timeout=60_000)
         assert [error for error in other.errors if PACK in error] == []
     finally:
         other_page.close()
