@@ -189,7 +189,7 @@ def test_two_pages_and_one_that_comes_back_in_a_run(graph: Canvas, browser: Brow
         other = Canvas(other_page, server.url)
         beside = other.open_monitor()
         other_page.context.set_offline(True)
-        graph.set_widgets({"seed": 21, "steps": 40})
+        graph.set_widgets({"seed": 21, "steps": 12})
         assert graph.run() == "success"
         other_page.context.set_offline(False)
         newest = [shown.locator(".lv-section-runs option").first for shown in (panel, beside)]
