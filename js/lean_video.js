@@ -1,10 +1,11 @@
 /** Lean Video on the page: the moving preview, the player, notes, and dropped clips. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { make } from "./dom.js";
 import { clipsOf, hasAddress, notesOf, viewPath } from "./clips.js";
 import { listenForDrops } from "./drop.js";
 import { nodeOf } from "./nodes.js";
-import { existingPanel, make, panelOf } from "./panel.js";
+import { existingPanel, panelOf } from "./panel.js";
 
 const SAMPLER = "LeanVideoTemporalSampler";
 const WRITERS = ["LeanVideoCombine", "LeanVideoInterpolateFile"];

@@ -5,6 +5,8 @@
  * the canvas and by the Vue node renderer. It is removed with its node.
  */
 
+import { loadStyle, make } from "./dom.js";
+
 const PANEL = Symbol("lean video panel");
 const MARGIN = 10;
 const LINE = 22;
@@ -22,7 +24,7 @@ export function existingPanel(node) {
 
 class Panel {
   constructor(app, node) {
-    loadStyle();
+    loadStyle("./lean_video.css", import.meta.url);
     this.node = node;
     this.element = make("div", "lean-video");
     this.stage = make("div", "lean-video-stage", this.element);
@@ -138,24 +140,9 @@ class Panel {
   }
 }
 
-export function make(tag, className, parent) {
-  const element = document.createElement(tag);
-  element.className = className;
-  parent?.append(element);
-  return element;
-}
-
 function release(media) {
   if (!media) return;
   media.pause?.();
   media.removeAttribute("src");
   media.load?.();
-}
-
-function loadStyle() {
-  const href = new URL("./lean_video.css", import.meta.url).href;
-  if (document.querySelector(`link[href="${href}"]`)) return;
-  const link = make("link", "", document.head);
-  link.rel = "stylesheet";
-  link.href = href;
 }

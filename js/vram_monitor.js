@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { Badges } from "./monitor/badges.js";
-import { button, loadStyle, make } from "./monitor/dom.js";
+import { button, loadStyle, make } from "./dom.js";
 import { Monitor } from "./monitor/monitor.js";
 import { summed } from "./monitor/runs.js";
 import { Words } from "./monitor/words.js";

@@ -1,5 +1,5 @@
 /** What each node took, at its upper left corner after a run (at the right the page shows badges of its own): elements over the canvas, which the canvas itself knows nothing of. */
-import { make } from "./dom.js";
+import { make } from "../dom.js";
 
 const LEAST_SCALE = 0.35;
 const TITLE = 30;

@@ -1,5 +1,5 @@
 /** Whether the graph on the canvas will fit, before it runs, and buttons that make it. */
-import { button, make, say } from "./dom.js";
+import { button, make, say } from "../dom.js";
 import { nodeOf } from "../nodes.js";
 
 const CARDS_GIB = [4, 6, 8, 10, 12, 16, 24, 32, 48, 80];

@@ -1,5 +1,5 @@
 /** The panel: what there is now, whether the graph will fit, and where the memory of the last runs went. It asks for nothing while it is closed. */
-import { make } from "./dom.js";
+import { make } from "../dom.js";
 import { Fit } from "./fit.js";
 import { Now } from "./now.js";
 import { Runs } from "./runs.js";

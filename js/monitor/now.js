@@ -1,5 +1,5 @@
 /** What there is now: a bar for each GPU, and one for RAM. */
-import { make, say } from "./dom.js";
+import { make, say } from "../dom.js";
 
 export class Now {
   constructor(words) {

@@ -1,5 +1,5 @@
 /** The last runs: which node took what in one of them, beside what was expected and beside another run. */
-import { button, make, save, say } from "./dom.js";
+import { button, make, save, say } from "../dom.js";
 import { Timeline, durationOf, seriesOf } from "./timeline.js";
 import { colour } from "./words.js";
 

@@ -1,5 +1,5 @@
 /** What a run held over time, coloured by node. */
-import { make, say, svg } from "./dom.js";
+import { make, say, svg } from "../dom.js";
 import { colour } from "./words.js";
 
 const WIDTH = 1000;
