@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class Monitor:
 
     def preflight(self, prompt: object, card_mib: float | None, is_quick: bool = False) -> dict[str, Any]:
         card = card_here(card_mib)
-        with self._planning:  # several at once would only slow each other, and what runs
+        # Looking for what would fit takes seconds: one at a time, or they slow each other and what runs. A quick answer does not wait for them.
+        with nullcontext() if is_quick else self._planning:
             return preflight(prompt, card, lambda signature: self._measured(signature, card.device.type), is_quick)
 
     def _remember(self, run_id: str) -> None:

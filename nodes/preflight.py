@@ -148,17 +148,19 @@ def _by_plan(graph: Graph, node_id: str, card: Card, fit: Callable[[Clip, torch.
     if not isinstance(budget_mib, int) or budget_mib < 0:
         raise LeanVideoError("The budget is not known before the graph runs.")
     limit: Budget = budget_mib * MIB or (card.free if card.device.type != "cpu" else "max")
-    least = fit(clip, card.device, "min").peak
     try:
         peak = fit(clip, card.device, limit).peak
     except LeanVideoError:
-        peak = least
-    if peak <= min(card.free, limit if limit != "max" else card.free):
+        peak = None
+    if peak is not None and peak <= card.free:
         return Expected("planned", peak)
+    least = fit(clip, card.device, "min").peak
     if least > card.free:
         return Expected("planned", least, "This is the smallest plan there is.", () if is_quick else _smaller(graph, node_id, card, clip), is_refused=True)
     free_again = Change("Plan for what is free: the same frames, in less memory", ((teller, "budget_mib", 0),))
-    return Expected("planned", peak, f"The budget of {budget_mib:,} MiB is too small for this." if peak > budget_mib * MIB else None, (free_again,), is_refused=True)
+    if peak is None:
+        return Expected("planned", least, f"The budget of {budget_mib:,} MiB is too small for this.", (free_again,), is_refused=True)
+    return Expected("planned", peak, changes=(free_again,))
 
 
 def _smaller(graph: Graph, node_id: str, card: Card, clip: Clip) -> tuple[Change, ...]:
