@@ -253,7 +253,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
         share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
-        return {"loss": error + spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+        return {"loss": 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
     def show() -> None:
         y = _through(run, vae, held_out)
@@ -330,17 +330,11 @@ def _held_out_frames() -> np.ndarray:
     return np.stack([found[i // 2 + 12 * (i % 2)] for i in range(24)])
 
 
-def sharpness(frames_NHW3: np.ndarray) -> float:
-    """Mean length of the brightness gradient."""
-    grey = frames_NHW3.astype(np.float32).mean(-1)
-    return float(np.hypot(np.diff(grey, axis=-1)[:, :-1], np.diff(grey, axis=-2)[:, :, :-1]).mean())
-
-
 def _report(truth: np.ndarray, made: np.ndarray) -> str:
     errors = np.square(truth.astype(np.float32) - made).mean((1, 2, 3))
     decibels = 10 * np.log10(255**2 / errors)
     films, stills = decibels[0::2].mean(), decibels[1::2].mean()
-    return f"PSNR {decibels.mean():.2f} dB (films {films:.2f}, pictures {stills:.2f}), sharpness {sharpness(made) / sharpness(truth):.2f} of the frames'"
+    return f"PSNR {decibels.mean():.2f} dB (films {films:.2f}, pictures {stills:.2f}), sharpness {data.sharpness(made) / data.sharpness(truth):.2f} of the frames'"
 
 
 def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, frames: int, count: int) -> Tensor:
@@ -437,7 +431,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     for _ in range(count):
         index = int(rng.choice(only) if only is not None else rng.integers(len(latents.clips)))
         length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
-        backwards = bool(rng.random() < 0.4)
+        backwards = bool(rng.random() < 0.1)
         noised = bool(rng.random() < 0.6)
         first = 0 if noised else int(rng.integers(length - frames + 1))
         order = list(range(length - 1, -1, -1) if backwards else range(length))[first : first + frames]
@@ -544,7 +538,7 @@ def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[d
         frames = (render.decode_clip(svd, latents, device=device) * 255).round().to(torch.uint8).numpy()
         flow, decibels = float(data.flow_lengths(frames).mean()), 10 * math.log10(255**2 / np.square(frames[0].astype(np.float32) - image).mean())
         asked = data.flow_of(bucket, fps, image.shape[0])
-        sharp = [sharpness(frames[i : i + 1]) / sharpness(image[None]) for i in (0, 7, 13)]
+        sharp = [data.sharpness(frames[i : i + 1]) / data.sharpness(image[None]) for i in (0, 7, 13)]
         say(f"strip {index}: bucket {bucket}, flow {flow:.2f} for {asked:.2f}, first frame {decibels:.1f} dB, sharpness {' '.join(f'{s:.2f}' for s in sharp)}")
         rows.append(np.hstack([image, *frames[[0, 3, 6, 9, 13]]]))
     _picture(run.folder / f"unet-{run.step:06d}.png", np.vstack(rows))
