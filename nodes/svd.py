@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..lean_video.checkpoints import hub, open_svd
+from ..lean_video.checkpoints import demo, hub, open_svd
 from ..lean_video.checkpoints.diffusers_folder import is_diffusers_folder
 from ..lean_video.checkpoints.open import PRECISIONS, svd_parts
 from ..lean_video.errors import LeanVideoError
@@ -36,7 +36,7 @@ _LOADER, _LATENTS = "an SVD Loader", "a node that gives latents"
 
 class SVDLoader:
     DESCRIPTION = (
-        "Opens a Stable Video Diffusion checkpoint. Nothing but its header is read until the model is used. "
+        "Opens a Stable Video Diffusion checkpoint. Nothing but its header is read until the model is used. demo is a small model that comes with the pack. "
         "A name that ends in (download) is fetched from Hugging Face into the checkpoints folder when the graph runs."
     )
     CATEGORY = CATEGORY
@@ -52,9 +52,9 @@ class SVDLoader:
         return {
             "required": {
                 "checkpoint": (
-                    files + folders + hub.choices(files),
+                    [*files, *folders, demo.NAME, *hub.choices(files)],
                     {
-                        "tooltip": "An SVD checkpoint: a single file from the checkpoints folder or a folder in diffusers. (download) fetches one that you do not have yet, about 9.6 GB for a video checkpoint."
+                        "tooltip": "An SVD checkpoint: a single file from the checkpoints folder or a folder in diffusers. demo is here already, for clips of 192x128. (download) fetches one that you do not have yet, about 9.6 GB for a video checkpoint."
                     },
                 ),
                 "precision": (
@@ -118,6 +118,8 @@ def _checkpoint_path(choice: object) -> Any:
         if path is None:
             raise LeanVideoError(f"There is no diffusers folder named {choice.removesuffix(_DIFFUSERS)}: refresh the list and choose again.")
         return path
+    if choice == demo.NAME:
+        return demo.FILE
     names = host.model_names("checkpoints")
     known = hub.parse_choice(choice)
     if known is not None:
@@ -230,6 +232,8 @@ class SVDConditioning:
         notes: list[str] = []
         if size != (width, height):
             notes.append(f"The size was rounded from {width}x{height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
+        if demo.is_demo(model.path) and (unlikely := demo.unlikely(*size)):
+            notes.append(unlikely)
         notes += svd.warnings(clips[0])
         return _with_notes(unique_id, notes, clips)
 

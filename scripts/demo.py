@@ -1,14 +1,13 @@
 """Makes a video from a photograph in a real ComfyUI, over its HTTP API and websocket.
 
-`CHECKPOINT=file` runs a real checkpoint. Without it a small one with random weights is made: it
-shows that everything works, not what SVD can do.
+`CHECKPOINT=file` runs a real checkpoint, `PHOTO=file` another photograph. Without a checkpoint the
+demo model makes the clip: it comes with the pack, is small, and moves the camera over any picture.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +18,12 @@ import fetch_models
 import get_comfyui
 from comfy_client import Client, Prompt, Rejected, Run
 from comfy_server import Server, link, needs_cpu
-from environment import ROOT, WORK, SetupError, say
+from environment import ROOT, SetupError, say
 
 WORKFLOWS = ROOT / "workflows"
 WORKFLOW = "keyframes_to_video"
 RESULTS = ROOT / "demo-output"
-SMALL: dict[str, int] = {"width": 256, "height": 128, "frames": 8, "steps": 6}
+SMALL: dict[str, Any] = {"checkpoint": "demo", "width": 192, "height": 128, "frames": 14}
 BAR = 30
 
 
@@ -32,7 +31,7 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     try:
         host = get_comfyui.find("one")[0]
-        own = _own_checkpoint()
+        own, photo = _named("CHECKPOINT"), _named("PHOTO")
     except SetupError as error:
         say(str(error))
         return 1
@@ -46,11 +45,11 @@ def main() -> int:
         RESULTS.mkdir(exist_ok=True)
         link(RESULTS, server.output)
         server.checkpoints.mkdir(parents=True)
-        checkpoint = own or small_checkpoint()
-        link(checkpoint, server.checkpoints / checkpoint.name)
+        if own:
+            link(own, server.checkpoints / own.name)
         try:
             with server:
-                run = _run(Client(server.url), checkpoint.name, small=own is None)
+                run = _run(Client(server.url), photo or WORKFLOWS / "input" / "photo.jpg", {"checkpoint": own.name} if own else SMALL)
         except (SetupError, Rejected, OSError) as error:
             say(f"{error}\n{server.log_tail()}")
             return 1
@@ -61,24 +60,14 @@ def main() -> int:
     return 0
 
 
-def _own_checkpoint() -> Path | None:
-    named = os.environ.get("CHECKPOINT")
+def _named(variable: str) -> Path | None:
+    """The file that an environment variable names."""
+    named = os.environ.get(variable)
     if not named:
         return None
     file = Path(named).expanduser().resolve()
     if not file.is_file():
-        raise SetupError(f"CHECKPOINT is {file}, but there is no such file.")
-    return file
-
-
-def small_checkpoint() -> Path:
-    """A small checkpoint with random weights, made once."""
-    script = ROOT / "scripts" / "make_checkpoint.py"
-    file = WORK / "small_svd.safetensors"
-    if not file.exists() or file.stat().st_mtime < script.stat().st_mtime:
-        say("Making a small checkpoint with random weights, in SVD's layout")
-        file.parent.mkdir(exist_ok=True)
-        subprocess.run([sys.executable, str(script), str(file)], check=True, stdout=sys.stderr)
+        raise SetupError(f"{variable} is {file}, but there is no such file.")
     return file
 
 
@@ -89,26 +78,24 @@ def _flags(host: get_comfyui.Host) -> tuple[str, ...]:
     return ()
 
 
-def _run(client: Client, checkpoint: str, small: bool) -> Run:
+def _run(client: Client, photo: Path, changes: dict[str, Any]) -> Run:
     """Upload the photograph, queue the shipped workflow and follow it."""
-    photo = client.upload(WORKFLOWS / "input" / "photo.jpg")
+    changes = {**changes, "image": client.upload(photo)}
     canvas = json.loads((WORKFLOWS / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
     prompt: Prompt = json.loads((WORKFLOWS / "api" / f"{WORKFLOW}.json").read_text(encoding="utf-8"))
-    changes: dict[str, Any] = {"checkpoint": checkpoint, "image": photo, **(SMALL if small else {})}
-    if small:
-        text = "{width}x{height}, {frames} frames and {steps} steps".format(**SMALL)
-        say(f"The weights are random, so the clip is made small: {text}.")
     for node in prompt.values():
         inputs = node["inputs"]
         typed_in = (name for name, value in inputs.items() if not isinstance(value, list))
         inputs.update({name: changes[name] for name in typed_in if name in changes})
     follow = _Follower(prompt)
+    began = time.monotonic()
     prompt_id = client.queue(prompt, canvas)
     say(f"Queued workflows/api/{WORKFLOW}.json as {prompt_id}")
     # A real checkpoint on a slow machine may take hours; Ctrl+C ends it.
     run = client.wait(prompt_id, 24 * 3600, follow)
     client.close()
     follow.end()
+    say(f"{time.monotonic() - began:.0f} s from the queue to the file")
     return run
 
 

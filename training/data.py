@@ -141,11 +141,11 @@ def _camera(pyramid: tuple[np.ndarray, ...], width: int, height: int, flow: floa
     Most cameras move to the right or in: a small network that has to guess among all ways at once makes the mean of them, which does not move.
     """
     tall, wide = pyramid[0].shape[:2]
-    kind = rng.choice(4, p=(0.55, 0.28, 0.07, 0.1))  # pan, zoom, turn, pan and zoom
+    kind = rng.choice(4, p=(0.7, 0.2, 0.04, 0.06))  # pan, zoom, turn, pan and zoom
     radius = 0.3826 * (width + height) / 2  # mean distance of a pixel from the middle, of a square of this side
-    heading = rng.uniform(0, 2 * math.pi) if rng.random() < 0.2 else rng.choice(4, p=(0.7, 0.1, 0.1, 0.1)) * math.pi / 2
+    heading = rng.uniform(0, 2 * math.pi) if rng.random() < 0.08 else rng.choice(4, p=(0.91, 0.03, 0.03, 0.03)) * math.pi / 2
     share = {0: (1.0, 0.0, 0.0), 1: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0), 3: (0.6, 0.7, 0.0)}[int(kind)]
-    direction = 1 if rng.random() < 0.85 else -1
+    direction = 1 if rng.random() < 0.92 else -1
     zoom, turn = direction * share[1] * flow / radius, direction * share[2] * flow / radius
     pan = share[0] * flow * np.array([math.cos(heading), math.sin(heading)])
     angle = rng.normal(0, 0.05) if rng.random() < 0.3 else 0.0
@@ -175,7 +175,7 @@ def _moved(made_of: Material, width: int, height: int, rng: Rng) -> tuple[np.nda
 def _parallax(made_of: Material, width: int, height: int, rng: Rng) -> tuple[np.ndarray, int]:
     """Shapes before a picture, that pass by faster the nearer they are."""
     frames, fps, flow = _looked_at(made_of, width, height, rng, slower=0.7)
-    heading = rng.uniform(0, 2 * math.pi)
+    heading = math.pi if rng.random() < 0.85 else rng.uniform(0, 2 * math.pi)  # to the left, as before a camera that goes to the right
     for nearness in np.sort(rng.uniform(0.8, 2.0, int(rng.integers(1, 4)))):
         shape = _shape(made_of, height, rng)
         middle = rng.uniform(0.1, 0.9, 2) * (width, height)
@@ -221,7 +221,7 @@ def _lit(made_of: Material, width: int, height: int, rng: Rng) -> tuple[np.ndarr
 
 
 _Kind = Callable[[Material, int, int, Rng], tuple[np.ndarray, int]]
-_KINDS: tuple[tuple[_Kind, float], ...] = ((_moved, 0.5), (_film, 0.2), (_parallax, 0.14), (_objects, 0.08), (_lit, 0.05), (_drifting, 0.03))
+_KINDS: tuple[tuple[_Kind, float], ...] = ((_moved, 0.72), (_film, 0.12), (_parallax, 0.07), (_objects, 0.05), (_lit, 0.03), (_drifting, 0.01))
 
 
 def _pyramid(picture: np.ndarray) -> tuple[np.ndarray, ...]:

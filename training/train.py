@@ -39,7 +39,9 @@ import data  # noqa: E402
 import model  # noqa: E402
 import sources  # noqa: E402
 from lpips import Lpips  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
+from lean_video.checkpoints import open_svd  # noqa: E402
 from lean_video.models.images import clip_pixels  # noqa: E402
 
 SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clips
@@ -70,6 +72,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0
     scaled: bool = False  # the VAE's latents have been brought to scale
+    start: Path | None = None  # a checkpoint to begin with, instead of fresh weights
 
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
@@ -224,7 +227,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
 
     only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
     """
-    vae: Any = load_vae(run.folder, parts) if only_decoder else model.fresh(parts["vae"], run.seed)
+    vae: Any = load_vae(run, parts) if only_decoder else model.fresh(parts["vae"], run.seed)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
     run.begin({"vae": vae}, resume)
@@ -253,7 +256,11 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
         share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
-        return {"loss": 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl, "error": error, "lpips": distance, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+        total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
+        texture = (_texture(x) - _texture(y)).abs().mean()
+        if only_decoder:
+            total = total + texture
+        return {"loss": total, "error": error, "lpips": distance, "texture": texture, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
     def show() -> None:
         y = _through(run, vae, held_out)
@@ -271,8 +278,17 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     if not run.rank:
         torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
         say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
+        if run.start:
+            write(run, parts, vae)
     _together()
     return vae
+
+
+def _texture(x_N3HW: Tensor) -> Tensor:
+    """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one."""
+    grey = x_N3HW.mean(1, keepdim=True)
+    slope = (grey.diff(dim=-1)[..., 1:, :].square() + grey.diff(dim=-2)[..., 1:].square() + 1e-5).sqrt()
+    return F.avg_pool2d(slope, 8, ceil_mode=True)
 
 
 def _mix_time(vae: Any, mixed: bool) -> None:
@@ -431,7 +447,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     for _ in range(count):
         index = int(rng.choice(only) if only is not None else rng.integers(len(latents.clips)))
         length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
-        backwards = bool(rng.random() < 0.1)
+        backwards = bool(rng.random() < 0.03)
         noised = bool(rng.random() < 0.6)
         first = 0 if noised else int(rng.integers(length - frames + 1))
         order = list(range(length - 1, -1, -1) if backwards else range(length))[first : first + frames]
@@ -485,7 +501,7 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
     """The UNet and the image encoder together, on short square clips first, and on whole ones more and more."""
     latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}") for clips in caches]
-    run.begin({"unet": model.fresh(parts["unet"], run.seed + 1), "image_encoder": model.fresh(parts["image_encoder"], run.seed + 2)}, resume)
+    run.begin({key: begun(run, parts, key, run.seed + number) for number, key in enumerate(("unet", "image_encoder"), start=1)}, resume)
     unet, encoder = run.networks["unet"], run.networks["image_encoder"]
     say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
 
@@ -507,20 +523,22 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
 
 
 def write(run: Run, parts: dict[str, Any], vae: Any) -> Path:
-    """The checkpoint of the averaged weights."""
+    """The checkpoint of the averaged weights; what this stage did not train is the start's. Its metadata has a line for each stage."""
     path = run.folder / "demo.safetensors"
     modules: dict[str, nn.Module] = {"vae": vae}
     for key in ("unet", "image_encoder"):
-        modules[key] = model.fresh(parts[key], 0)
-        modules[key].load_state_dict(run.averaged(key))
-    size = model.save(path, modules, parts, {"trained": f"{run.step} steps, {run.seconds / 60:.0f} minutes on {run.device.type}", "seed": str(run.seed)})
+        modules[key] = begun(run, parts, key, 0)
+        if key in run.networks:
+            modules[key].load_state_dict(run.averaged(key))
+    before = safe_open(run.start, "pt").metadata() or {} if run.start else {}
+    stages = before | {f"{len(before)} {run.name}": f"{run.step} steps, {run.seconds / 60:.0f} minutes on {run.device.type}, seed {run.seed}"}
+    size = model.save(path, modules, parts, stages)
     say(f"{path.name}: {size / 1e6:.2f} MB")
     return path
 
 
 def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[data.Cache]) -> None:
     """Clips by the pack's own sampling, from held-out pictures (or from the only clips trained on): a row each, and how much they move."""
-    from lean_video.checkpoints.open import open_svd
     from lean_video.models import render
 
     svd, device = open_svd(path), torch.device("cpu")
@@ -544,9 +562,19 @@ def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[d
     _picture(run.folder / f"unet-{run.step:06d}.png", np.vstack(rows))
 
 
-def load_vae(folder: Path, parts: dict[str, Any]) -> Any:
-    vae: Any = model.fresh(parts["vae"], 0)
-    vae.load_state_dict(torch.load(folder / "vae.pt", weights_only=True))
+def begun(run: Run, parts: dict[str, Any], key: str, seed: int) -> Any:
+    """A network to train: fresh, or as the checkpoint to start from has it."""
+    network: Any = model.fresh(parts[key], seed)
+    if run.start is not None:
+        network.load_state_dict(getattr(open_svd(run.start), key).state_dict())
+    return network
+
+
+def load_vae(run: Run, parts: dict[str, Any]) -> Any:
+    """The VAE of the stage before, or of the checkpoint to start from."""
+    vae = begun(run, parts, "vae", 0)
+    if run.start is None:
+        vae.load_state_dict(torch.load(run.folder / "vae.pt", weights_only=True))
     return vae.eval().requires_grad_(False)
 
 
@@ -570,6 +598,7 @@ def main() -> None:
     parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint, at half the rate; for the stages unet and decoder")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
@@ -599,7 +628,18 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     parts = model.plan(arguments.folder / f"worker-{rank}")
     caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
     runs = [
-        Run(name, arguments.folder, torch.device(arguments.device), arguments.seed, arguments.batch, minutes[i], None if steps[i] is None else int(steps[i] or 0), rate, decay)
+        Run(
+            name,
+            arguments.folder,
+            torch.device(arguments.device),
+            arguments.seed,
+            arguments.batch,
+            minutes[i],
+            None if steps[i] is None else int(steps[i] or 0),
+            rate / (2 if arguments.start else 1),
+            decay,
+            start=arguments.start,
+        )
         for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]
     if arguments.stage in ("vae", "all"):
@@ -607,7 +647,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     if arguments.stage == "decoder":
         train_vae(runs[2], parts, caches, arguments.resume, only_decoder=True)
     if arguments.stage in ("unet", "all"):
-        vae = load_vae(arguments.folder, parts).to(arguments.device)
+        vae = load_vae(runs[1], parts).to(arguments.device)
         if arguments.overfit:
             caches = [_first(caches[0], arguments.overfit)]
         elif arguments.unet_clips:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import LeanVideoError
 from ..models.parts import Part
 from ..models.svd import Precision, SVDModel
-from . import diffusers_folder, single_file
+from . import demo, diffusers_folder, single_file
 from .families import SVD, family
 from .header import Header, read_header
 
@@ -71,7 +71,9 @@ def stored_precision(parts: dict[str, Part]) -> str:
 
 
 def version(path: Path, parts: dict[str, Part]) -> str:
-    """ "svd" or "svd_xt", with "_1_1" and "_image_decoder" where they apply: told from the name, since the networks are alike."""
+    """ "demo", or "svd" or "svd_xt" with "_1_1" and "_image_decoder" where they apply: told from the name, since the networks are alike."""
+    if demo.is_demo(path):
+        return demo.NAME
     name = path.name.lower().replace("-", "_").replace(".", "_")
     extended = int(parts["unet"].config.get("num_frames", 25)) != 14 if path.is_dir() else "xt" in name
     base = "svd_xt" if extended else "svd"

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints import demo
 from ..errors import LeanVideoError
 from .terminal import AddParser, Bar, device_named, gpu, preset_for, read_image, say
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from ..models.svd import SVDModel
     from ..vram.meter import Measured
 
+_USUAL_CLIP, _DEMO_CLIP = (25, 1024, 576), (demo.FRAMES, *demo.SIZES[0])  # frames, width, height
+
 
 def add_commands(add_parser: AddParser) -> None:
     inspect = add_parser("inspect", help="say what a checkpoint is", description="What a checkpoint is, from its header. Exit code 2 when it cannot be used.")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a .safetensors file or a diffusers folder")
+    inspect.add_argument("file", metavar="FILE", help="a .safetensors file or a diffusers folder, or demo")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
@@ -34,22 +37,18 @@ def add_commands(add_parser: AddParser) -> None:
         description="What a clip will take, phase by phase, and the fastest way to make it within a budget. No weights are read and no GPU is needed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    plan.add_argument("checkpoint", metavar="CHECKPOINT", help="an SVD .safetensors file, a diffusers folder, or svd or svd_xt for the published networks without a file")
-    plan.add_argument("--frames", type=int, default=25)
-    plan.add_argument("--width", type=int, default=1024)
-    plan.add_argument("--height", type=int, default=576)
+    plan.add_argument("checkpoint", metavar="CHECKPOINT", help="an SVD .safetensors file, a diffusers folder, demo, or svd or svd_xt for the published networks without a file")
+    _add_clip(plan)
     plan.add_argument("--budget", type=_budget, default="max", help="device memory, such as 400MiB or 4GiB; max for the fastest plan, min for the smallest")
     plan.add_argument("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="auto is what a GPU would use")
     plan.add_argument("--json", action="store_true", help="print JSON; peak_mib is in MiB, weights and everything included")
     plan.set_defaults(run=_plan)
 
     render = add_parser("render", help="make a clip from an image", description="Makes a clip from an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    render.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an SVD .safetensors file or a diffusers folder")
+    render.add_argument("checkpoint", metavar="CHECKPOINT", help="an SVD .safetensors file or a diffusers folder, or demo: the small model that comes with the pack")
     render.add_argument("image", type=Path, metavar="IMAGE", help="the first frame")
     render.add_argument("out", type=Path, metavar="OUT", help="a video file (.mp4, .webm, .mov, .mkv, .gif, .webp) or a folder for PNGs")
-    render.add_argument("--frames", type=int, default=25)
-    render.add_argument("--width", type=int, default=1024)
-    render.add_argument("--height", type=int, default=576)
+    _add_clip(render)
     render.add_argument("--resize", choices=("crop", "pad", "stretch"), default="crop")
     render.add_argument("--steps", type=int, default=25)
     render.add_argument("--solver", choices=("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"), default="euler")
@@ -73,10 +72,21 @@ def add_commands(add_parser: AddParser) -> None:
     render.set_defaults(run=_render)
 
 
+def _add_clip(parser: argparse.ArgumentParser) -> None:
+    for name, usual, demos in zip(("frames", "width", "height"), _USUAL_CLIP, _DEMO_CLIP, strict=True):
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{usual} if not given; {demos} for the demo model")
+
+
+def _clip(options: argparse.Namespace) -> tuple[int, int, int]:
+    """Frames, width, height: as asked for, or what the checkpoint is for."""
+    usual = _DEMO_CLIP if options.checkpoint == demo.NAME else _USUAL_CLIP
+    return tuple(getattr(options, name, value) for name, value in zip(("frames", "width", "height"), usual, strict=True))  # type: ignore[return-value]
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from ..checkpoints import inspect
 
-    report = inspect(options.file)
+    report = inspect(demo.checkpoint(options.file))
     if options.json:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -114,17 +124,18 @@ def _plan(options: argparse.Namespace) -> int:
         precision: svd.Precision = "fp16" if options.precision == "auto" else options.precision
         model = svd.SVDModel(Path(options.checkpoint), options.checkpoint, "single file", precision, published_parts())
     else:
-        model = open_svd(Path(options.checkpoint), options.precision, device_type="cuda")
-    width, height = svd.round_size(model, options.width, options.height)
-    plan = _planned(model, options.frames, width, height, options.budget, gpu())
+        model = open_svd(demo.checkpoint(options.checkpoint), options.precision, device_type="cuda")
+    frames, width, height = _clip(options)
+    width, height = svd.round_size(model, width, height)
+    plan = _planned(model, frames, width, height, options.budget, gpu())
     if options.json:
-        size = {"frames": options.frames, "width": width, "height": height, "precision": model.precision}
+        size = {"frames": frames, "width": width, "height": height, "precision": model.precision}
         chosen = {key: value for key, value in asdict(plan).items() if key in ("encode_on_host", "sample", "decode")}
         step = {"tflop": round(plan.step.work / 1e12, 3), "moved_mib": round(plan.step.moved / MIB, 1), "seconds": plan.step.seconds}
         peaks = {phase: round(peak / MIB, 1) for phase, peak in plan.peak.items()}
         print(json.dumps({"plan": {**size, **chosen}, "peak_mib": peaks, "step": step}, indent=2))
     else:
-        print(f"{options.checkpoint}, {options.frames} frames of {width}x{height}, {model.precision}")
+        print(f"{options.checkpoint}, {frames} frames of {width}x{height}, {model.precision}")
         print("\n".join(f"  {line}" for line in plan.describe()))
     return 0
 
@@ -146,7 +157,8 @@ def _render(options: argparse.Namespace) -> int:
     from ..media import combine
 
     preset = preset_for(options.out)
-    _check_render(options)
+    frames, *asked = _clip(options)
+    _check_render(options, frames, *asked)
     image = read_image(options.image)
 
     from ..checkpoints import open_svd
@@ -156,16 +168,18 @@ def _render(options: argparse.Namespace) -> int:
     from ..vram.meter import Measured, measured
 
     device = device_named(options.device)
-    model = open_svd(options.checkpoint, options.precision, device_type=device.type)
-    svd.check_frames(options.frames)
-    size = svd.round_size(model, options.width, options.height)
-    if size != (options.width, options.height):
-        say(f"Size rounded from {options.width}x{options.height} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
+    model = open_svd(demo.checkpoint(options.checkpoint), options.precision, device_type=device.type)
+    svd.check_frames(frames)
+    size = svd.round_size(model, *asked)
+    if list(size) != asked:
+        say(f"Size rounded from {asked[0]}x{asked[1]} to {size[0]}x{size[1]}: this network takes multiples of {model.size_step}.")
 
     budget: Budget | None = options.budget
     if budget is None and device.type == "cuda":
         budget = 0
-    plan = None if budget is None else _planned(model, options.frames, *size, budget, device)
+    if demo.is_demo(model.path) and (unlikely := demo.unlikely(*size)):
+        say(unlikely)
+    plan = None if budget is None else _planned(model, frames, *size, budget, device)
     for line in plan.describe() if plan else ():
         say(line)
 
@@ -196,7 +210,7 @@ def _render(options: argparse.Namespace) -> int:
         latents = render.sample_clip(
             model,
             conditioning,
-            frames=options.frames,
+            frames=frames,
             steps=options.steps,
             device=device,
             solver=options.solver,
@@ -212,8 +226,8 @@ def _render(options: argparse.Namespace) -> int:
     if options.save_latents is not None:
         _save_latents(latents, options.save_latents)
     with watch() as decoding:
-        frames = render.decode_clip(model, latents, device=device, transfer=decoding.transfer, plan=plan and plan.decode, progress=Bar("decode").update, say=say)
-    written = combine(frames, options.out, preset, options.fps, progress=Bar("write").update)
+        frames_THWC = render.decode_clip(model, latents, device=device, transfer=decoding.transfer, plan=plan and plan.decode, progress=Bar("decode").update, say=say)
+    written = combine(frames_THWC, options.out, preset, options.fps, progress=Bar("write").update)
     for note in written.notes:
         say(note)
     if plan is not None:
@@ -224,12 +238,12 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_render(options: argparse.Namespace) -> None:
+def _check_render(options: argparse.Namespace, frames: int, width: int, height: int) -> None:
     """What can be refused before anything is loaded."""
     from ..models.svd import check_clip, check_steps
 
     check_steps(options.steps)
-    check_clip(options.frames, options.width, options.height)
+    check_clip(frames, width, height)
     if not 1 <= options.fps <= 120:
         raise LeanVideoError(f"{options.fps} fps cannot be asked for: choose 1 to 120.")
     if not 0 <= options.motion_bucket <= 1023:

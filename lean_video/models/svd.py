@@ -49,7 +49,7 @@ class SVDModel:
     """An SVD checkpoint whose components are opened on first use and live as long as this object.
 
     kept is for what is to live as long as the model.
-    version is "svd" (trained on 14 frames) or "svd_xt" (25), told from the file's name or a diffusers configuration.
+    version is "svd" (trained on 14 frames) or "svd_xt" (25), told from the file's name or a diffusers configuration; "demo" is the model that comes with the pack.
     """
 
     path: Path

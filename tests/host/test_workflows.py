@@ -111,6 +111,23 @@ def test_image_to_video_makes_an_mp4_and_its_frames(comfy: Comfy, server: Server
         assert np.corrcoef(_luma(shot), _luma(frame))[0, 1] > 0.95
 
 
+def test_the_demo_runs_as_it_is_shipped(comfy: Comfy) -> None:
+    """With no checkpoint in ComfyUI's folders; only steps are saved."""
+    files.upload_inputs(comfy)
+    prompt = files.api_twin("demo")
+    loader = next(node for node in prompt.values() if node["class_type"] == "LeanVideoSVDLoader")
+    declared = files.inputs_of(comfy.object_info()["LeanVideoSVDLoader"])["checkpoint"]
+    assert loader["inputs"]["checkpoint"] in (files.choices(declared) or ())
+    for node in prompt.values():
+        node["inputs"].update({"steps": 2} if "steps" in node["inputs"] else {})
+    run = comfy.run(prompt)
+    assert run.status == "success", run.message
+    movie = next(out["lean_video_files"][0] for out in run.outputs.values() if "lean_video_files" in out)
+    with av.open(io.BytesIO(comfy.view(movie))) as container:
+        shapes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    assert shapes == [(192, 128)] * 14
+
+
 def test_video_to_video_keeps_the_length_of_its_start_clip(comfy: Comfy, tmp_path: Path) -> None:
     upload_clips(comfy, tmp_path)
     run = comfy.run(_small(files.api_twin("video_to_video")))
