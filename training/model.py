@@ -24,6 +24,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from lean_video.checkpoints.open import svd_parts  # noqa: E402
 from lean_video.models.parts import Part  # noqa: E402
+from lean_video.models.svd import _LATENT_TO_RGB  # noqa: E402
 
 # No width below 64: with 32 channels the 32 groups of a norm have one each, so the decoder's last norm would take the frame's colour and brightness away.
 SIZE = Size(unet=64, mult=(1, 2), attention=(False, True), unet_blocks=1, vae=32, vae_mult=(2, 2, 3, 3), vae_blocks=1, clip_width=128, clip_layers=1, context=64)
@@ -115,6 +116,36 @@ def normalise_latents(vae: Any, mean_4: Tensor, std: float) -> None:
     first.weight /= scale
 
 
+@torch.no_grad()
+def colour_rotation(latents_N4: Tensor, rgb_N3: Tensor) -> Tensor:
+    """The rotation [4,4] of latents, in the UNet's scale, after which the previews' fixed map of SVD's latents comes nearest to their colours in -1..1."""
+    seen_as = torch.tensor(_LATENT_TO_RGB, dtype=torch.float64)
+    z, rgb = latents_N4.double(), rgb_N3.double()
+    inverse = torch.linalg.pinv(seen_as)
+    unseen = torch.eye(4, dtype=torch.float64) - seen_as @ inverse
+    rotation = torch.eye(4, dtype=torch.float64)
+    for _ in range(200):  # Procrustes, with what the map does not see left as it is
+        u, _, v = torch.linalg.svd((rgb @ inverse + z @ rotation.T @ unseen).T @ z)
+        rotation = u @ v
+    return rotation.float()
+
+
+@torch.no_grad()
+def rotate_latents(rotation_44: Tensor, vae: Any, unet: Any = None) -> None:
+    """Turns the latents of the VAE, and of a UNet that works on them. Nothing else changes: noise is the same in every direction."""
+    turned = rotation_44.to(vae.quant_conv.weight.device)
+    conv = vae.quant_conv
+    conv.weight[:4] = torch.einsum("ij,jkyx->ikyx", turned, conv.weight[:4])
+    conv.bias[:4] = turned @ conv.bias[:4]
+    entries = [vae.decoder.conv_in.weight[:, :4]]
+    if unet is not None:
+        entries += [unet.conv_in.weight[:, :4], unet.conv_in.weight[:, 4:]]
+        unet.conv_out.weight.copy_(torch.einsum("ij,jkyx->ikyx", turned, unet.conv_out.weight))
+        unet.conv_out.bias.copy_(turned @ unet.conv_out.bias)
+    for weight in entries:
+        weight.copy_(torch.einsum("ojyx,ij->oiyx", weight, turned))
+
+
 def file_tensors(modules: Mapping[str, nn.Module], parts: Mapping[str, Part], shapes: Shapes) -> dict[str, Tensor]:
     """The networks' weights under the published names and in the published shapes, fp16: the inverse of how `Part` reads them."""
     stored: dict[str, Tensor] = {}
@@ -153,4 +184,4 @@ def save(path: Path, modules: Mapping[str, nn.Module], parts: Mapping[str, Part]
     return path.stat().st_size
 
 
-__all__ = ["CLIP", "SIZE", "count", "fresh", "normalise_latents", "plan", "save"]
+__all__ = ["CLIP", "SIZE", "colour_rotation", "count", "fresh", "normalise_latents", "plan", "rotate_latents", "save"]

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     vae.eval()
     if not only_decoder:
         _to_scale(run, vae, caches, shift=False)
+        model.rotate_latents(_colours(run, vae, caches), vae)
     if not run.rank:
         torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
         say(f"VAE when done: {_report(held_out, _through(run, vae, held_out))}")
@@ -318,6 +319,15 @@ def _to_scale(run: Run, vae: Any, caches: Sequence[data.Cache], shift: bool) -> 
                     run.best["vae." + name].copy_(tensor)
     for parameter in (vae.quant_conv.weight, vae.quant_conv.bias, vae.decoder.conv_in.weight, vae.decoder.conv_in.bias):
         run.optimizer.state.pop(parameter, None)  # what it had gathered is of another scale
+
+
+@torch.no_grad()
+def _colours(run: Run, vae: Any, caches: Sequence[data.Cache]) -> Tensor:
+    """The rotation of the latents that makes previews show the right colours."""
+    frames = torch.cat([_crops(caches, np.random.default_rng(index), 128, 1, 16) for index in range(4)])
+    latents = torch.cat([vae.encode(few.to(run.device)).latent_dist.mode() for few in frames.split(8)]).float().cpu()
+    rows = [x.movedim(1, -1).flatten(0, 2) for x in (latents * model.SCALING_FACTOR, F.avg_pool2d(frames, 8))]
+    return model.colour_rotation(*rows)
 
 
 @torch.no_grad()
@@ -467,12 +477,13 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
 
 
 def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Four in five log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from. Spread evenly over a batch."""
+    """Seven in ten log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from, since it is
+    there that how a clip moves is decided. Spread evenly over a batch."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     even = (even + torch.rand(1, generator=generator)) % 1
-    usual = torch.special.ndtri(((even - 0.2) / 0.8).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
-    high = math.log(10) + even / 0.2 * math.log(SIGMA_MAX / 10)
-    return torch.where(even < 0.2, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
+    usual = torch.special.ndtri(((even - 0.3) / 0.7).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
+    high = math.log(10) + even / 0.3 * math.log(SIGMA_MAX / 10)
+    return torch.where(even < 0.3, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
 def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -537,6 +548,16 @@ def write(run: Run, parts: dict[str, Any], vae: Any) -> Path:
     return path
 
 
+def turn(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache]) -> None:
+    """Turns the latents of the checkpoint to start from."""
+    vae, unet = load_vae(run, parts), begun(run, parts, "unet", 0)
+    model.rotate_latents(_colours(run, vae, caches), vae, unet)
+    run.best = {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
+    run.networks = nn.ModuleDict({"unet": unet})
+    if not run.rank:
+        write(run, parts, vae)
+
+
 def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[data.Cache]) -> None:
     """Clips by the pack's own sampling, from held-out pictures (or from the only clips trained on): a row each, and how much they move."""
     from lean_video.models import render
@@ -586,7 +607,12 @@ def _each(values: Iterable[float] | None) -> tuple[float | None, float | None, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("vae", "unet", "all", "decoder"), default="all", help="decoder: the VAE's decoder once more, for latents as they are")
+    parser.add_argument(
+        "--stage",
+        choices=("vae", "unet", "all", "decoder", "colours"),
+        default="all",
+        help="decoder: the VAE's decoder once more, for latents as they are; colours: turn the latents of --start so that previews show the right ones",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--minutes", type=float, nargs="+", metavar="M", help="how long to train, rendering and encoding apart: one number, or the VAE's and the UNet's (default 30 60)"
@@ -598,7 +624,7 @@ def main() -> None:
     parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint, at half the rate; for the stages unet and decoder")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; for the stages unet and decoder")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
@@ -636,12 +662,14 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             arguments.batch,
             minutes[i],
             None if steps[i] is None else int(steps[i] or 0),
-            rate / (2 if arguments.start else 1),
+            rate,
             decay,
             start=arguments.start,
         )
         for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]
+    if arguments.stage == "colours":
+        turn(replace(runs[1], name="colours"), parts, caches)
     if arguments.stage in ("vae", "all"):
         train_vae(runs[0], parts, caches, arguments.resume)
     if arguments.stage == "decoder":

@@ -115,6 +115,33 @@ def test_normalised_latents_have_the_scale_that_the_unet_is_told(training: Any, 
         torch.testing.assert_close(after.std / after.mode().std(), before.std / before.mode().std(), rtol=1e-3, atol=1e-4)
 
 
+def test_turned_latents_change_nothing_but_the_previews_colours(training: Any, tmp_path: Path) -> None:
+    model, svd = training("model"), importlib.import_module("lean_video.models.svd")
+    parts = model.plan(tmp_path)
+    vae, unet = (model.fresh(parts[key], 0).eval() for key in ("vae", "unet"))
+    for network in (vae.quant_conv, unet.conv_out):
+        torch.nn.init.normal_(network.weight, std=0.3)
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    noise, times = torch.randn(1, 2, 4, 8, 8), {"encoder_hidden_states": torch.randn(1, 1, 64), "added_time_ids": torch.tensor([[5.0, 127, 0.02]])}
+    with torch.no_grad():
+        latents = vae.encode(x).latent_dist.mode()
+        pictures = vae.decode(latents, num_frames=2).sample
+        v = unet(torch.cat([noise, latents[None]], 2), 0.3, **times).sample
+        rotation = model.colour_rotation(torch.randn(500, 4), torch.randn(500, 3))
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(4), rtol=0, atol=1e-5)
+        model.rotate_latents(rotation, vae, unet)
+        turned = vae.encode(x).latent_dist.mode()
+        torch.testing.assert_close(turned, torch.einsum("ij,njyx->niyx", rotation, latents), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(vae.decode(turned, num_frames=2).sample, pictures, rtol=1e-3, atol=1e-3)
+        again = unet(torch.cat([torch.einsum("ij,ntjyx->ntiyx", rotation, noise), turned[None]], 2), 0.3, **times).sample
+        torch.testing.assert_close(again, torch.einsum("ij,ntjyx->ntiyx", rotation, v), rtol=1e-3, atol=1e-3)
+    # Latents that show colours through another map are found back.
+    true, hidden = torch.tensor(svd._LATENT_TO_RGB), torch.linalg.qr(torch.randn(4, 4)).Q
+    z = torch.randn(2000, 4)
+    found = model.colour_rotation(z @ hidden, z @ true)
+    torch.testing.assert_close(z @ hidden @ found.T @ true, z @ true, rtol=0, atol=1e-2)
+
+
 def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) -> None:
     """Sampling turns the network's output into the clip by c_skip and c_out: what it is trained to give is what makes that exact."""
     train = training("train")
