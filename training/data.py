@@ -1,6 +1,6 @@
 """Clips for training: rendered over free pictures, and cut out of free films; with what the two controls of SVD mean.
 
-motion bucket  64 for one pixel a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
+motion bucket  128 for one pixel a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
                mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows.
 fps            how densely the clip samples time.
 
@@ -25,7 +25,7 @@ import sources
 cv2.setNumThreads(1)  # a pool of threads would not survive the fork of the workers, which are what runs side by side here
 Rng = np.random.Generator
 FRAMES = 14
-BUCKET_PER_PIXEL, REFERENCE_FPS, REFERENCE_HEIGHT = 64, 6, 128
+BUCKET_PER_PIXEL, REFERENCE_FPS, REFERENCE_HEIGHT = 128, 6, 128
 RATES = (6, 7, 8, 10, 12, 16, 24)
 _RATE_SHARES = (0.45, 0.15, 0.12, 0.1, 0.1, 0.04, 0.04)
 
@@ -141,7 +141,7 @@ def _camera(pyramid: tuple[np.ndarray, ...], width: int, height: int, flow: floa
     Most cameras move to the right or in: a small network that has to guess among all ways at once makes the mean of them, which does not move.
     """
     tall, wide = pyramid[0].shape[:2]
-    kind = rng.choice(4, p=(0.7, 0.2, 0.04, 0.06))  # pan, zoom, turn, pan and zoom
+    kind = rng.choice(4, p=(0.8, 0.12, 0.03, 0.05))  # pan, zoom, turn, pan and zoom
     radius = 0.3826 * (width + height) / 2  # mean distance of a pixel from the middle, of a square of this side
     heading = rng.uniform(0, 2 * math.pi) if rng.random() < 0.08 else rng.choice(4, p=(0.91, 0.03, 0.03, 0.03)) * math.pi / 2
     share = {0: (1.0, 0.0, 0.0), 1: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0), 3: (0.6, 0.7, 0.0)}[int(kind)]
@@ -221,7 +221,7 @@ def _lit(made_of: Material, width: int, height: int, rng: Rng) -> tuple[np.ndarr
 
 
 _Kind = Callable[[Material, int, int, Rng], tuple[np.ndarray, int]]
-_KINDS: tuple[tuple[_Kind, float], ...] = ((_moved, 0.72), (_film, 0.12), (_parallax, 0.07), (_objects, 0.05), (_lit, 0.03), (_drifting, 0.01))
+_KINDS: tuple[tuple[_Kind, float], ...] = ((_moved, 0.77), (_film, 0.1), (_parallax, 0.06), (_objects, 0.04), (_lit, 0.02), (_drifting, 0.01))
 
 
 def _pyramid(picture: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -298,6 +298,11 @@ class Cache:
 
     def buckets(self) -> np.ndarray:
         return np.array([bucket_of(float(flow.mean()), float(fps), self.frames.shape[2]) for flow, fps in zip(self.flows, self.fps, strict=True)])
+
+    def tellable(self) -> np.ndarray:
+        """Indices of the clips that are not faster than the largest bucket says."""
+        fastest = [flow_of(255, float(fps), self.frames.shape[2]) for fps in self.fps]
+        return np.flatnonzero(self.flows.mean(1) <= fastest)
 
 
 def cache(folder: Path, count: int, width: int, height: int, seed: int = 0, held_out: bool = False, workers: int = 2) -> Cache:

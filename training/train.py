@@ -73,15 +73,22 @@ class Run:
     seconds: float = 0.0
     scaled: bool = False  # the VAE's latents have been brought to scale
     start: Path | None = None  # a checkpoint to begin with, instead of fresh weights
+    muon: bool = False  # Muon for the hidden layers' matrices (Jordan et al. 2024), AdamW for the rest; else AdamW for all
 
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
-        self.optimizer = torch.optim.AdamW(self.networks.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)
+        matrices = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and _is_hidden(name, tensor)}
+        others = [tensor for name, tensor in self.networks.named_parameters() if name not in matrices]
+        self.optimizers = [torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)]
+        self.flat = [(tensor, nn.Parameter(tensor.detach().flatten(1))) for tensor in matrices.values()]
+        if self.flat:
+            self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.flat], lr=self.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
         self.best = {name: tensor.detach().clone() for name, tensor in self.networks.state_dict().items()}
         if resume and self.state_file.exists():
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
             self.networks.load_state_dict(state["networks"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.best, self.step, self.seconds, self.scaled = state["best"], state["step"], state["seconds"], state["scaled"]
             say(f"{self.name}: going on from step {self.step}, {self.seconds / 60:.1f} minutes")
 
@@ -102,7 +109,7 @@ class Run:
         partial = self.state_file.with_suffix(".partial")
         state = {
             "networks": self.networks.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "best": self.best,
             "step": self.step,
             "seconds": self.seconds,
@@ -117,16 +124,19 @@ class Run:
         while (progress := self._agreed_progress()) < 1:
             began = time.monotonic()
             warm = min(1.0, (self.step + 1) / 100)
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
             torch_rng = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 16 + self.rank)
             losses = loss_of(np.random.default_rng((self.seed, self.step, self.rank)), torch_rng, progress)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.networks.zero_grad(set_to_none=True)
             losses["loss"].backward()
             self._share_gradients()
             norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
             if bool(torch.isfinite(norm)):
-                self.optimizer.step()
+                for tensor, matrix in self.flat:
+                    matrix.grad = tensor.grad.flatten(1) if tensor.grad is not None else None
+                for optimizer in self.optimizers:
+                    optimizer.step()
             self._average()
             self.step += 1
             self.seconds += min(time.monotonic() - began, LONGEST_STEP)
@@ -174,6 +184,12 @@ class Run:
 
     def averaged(self, key: str) -> dict[str, Tensor]:
         return {name.removeprefix(key + "."): tensor for name, tensor in self.best.items() if name.startswith(key + ".")}
+
+
+def _is_hidden(name: str, tensor: Tensor) -> bool:
+    """Whether this is the weight of a layer between layers; Muon is not for what reads the input, makes the output, or looks something up."""
+    ends = ("conv_in", "conv_out", "embedding", "visual_projection", "image_encoder")
+    return tensor.ndim >= 2 and min(tensor.shape[0], tensor[0].numel()) > 4 and not any(end in name for end in ends)
 
 
 class _Curve:
@@ -318,7 +334,7 @@ def _to_scale(run: Run, vae: Any, caches: Sequence[data.Cache], shift: bool) -> 
                 for name, tensor in vae.state_dict().items():
                     run.best["vae." + name].copy_(tensor)
     for parameter in (vae.quant_conv.weight, vae.quant_conv.bias, vae.decoder.conv_in.weight, vae.decoder.conv_in.bias):
-        run.optimizer.state.pop(parameter, None)  # what it had gathered is of another scale
+        run.optimizers[0].state.pop(parameter, None)  # what it had gathered is of another scale
 
 
 @torch.no_grad()
@@ -455,7 +471,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     """Some clips of `frames` frames, played forwards or backwards, a square of `side` latents cut out of them or whole."""
     x0, concat, pixels, ids = [], [], [], []
     for _ in range(count):
-        index = int(rng.choice(only) if only is not None else rng.integers(len(latents.clips)))
+        index = int(rng.choice(latents.cache.tellable() if only is None else only))
         length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
         backwards = bool(rng.random() < 0.03)
         noised = bool(rng.random() < 0.6)
@@ -476,20 +492,20 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids))
 
 
-def noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Seven in ten log-normal, as SVD was trained; the rest uniform in the logarithm up to the level that sampling starts from, since it is
+def noise_levels(count: int, generator: torch.Generator, high_share: float = 0.3) -> Tensor:
+    """Log-normal, as SVD was trained; but for a share that is uniform in the logarithm up to the level that sampling starts from, since it is
     there that how a clip moves is decided. Spread evenly over a batch."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     even = (even + torch.rand(1, generator=generator)) % 1
-    usual = torch.special.ndtri(((even - 0.3) / 0.7).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
-    high = math.log(10) + even / 0.3 * math.log(SIGMA_MAX / 10)
-    return torch.where(even < 0.3, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
+    usual = torch.special.ndtri(((even - high_share) / (1 - high_share)).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
+    high = math.log(10) + even / high_share * math.log(SIGMA_MAX / 10)
+    return torch.where(even < high_share, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
-def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device) -> Tensor:
+def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float = 0.3) -> Tensor:
     """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output."""
     count, frames = batch.x0_BT4hw.shape[:2]
-    sigma = noise_levels(count, generator).view(-1, 1, 1, 1, 1)
+    sigma = noise_levels(count, generator, high_share).view(-1, 1, 1, 1, 1)
     x0 = batch.x0_BT4hw
     x = x0 + sigma * torch.randn(x0.shape, generator=generator)
     c_in = 1 / (sigma**2 + 1).sqrt()
@@ -523,7 +539,8 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         side = None if whole else 16
         tokens = frames * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
-        each = unet_loss(unet, encoder, draw(pool, rng, count, frames, side, only), torch_rng, run.device)
+        high_share = 0.6 - 0.35 * progress  # where things go before how they look
+        each = unet_loss(unet, encoder, draw(pool, rng, count, frames, side, only), torch_rng, run.device, high_share)
         return {"loss": each.mean()}
 
     def show() -> None:
@@ -665,6 +682,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             rate,
             decay,
             start=arguments.start,
+            muon=name == "unet",
         )
         for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]

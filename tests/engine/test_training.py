@@ -28,13 +28,20 @@ def texture(data: Any, seed: int = 0) -> np.ndarray:
     return np.stack([(255 * data._noise(512, rng)).astype(np.uint8) for _ in range(3)], axis=-1)
 
 
-def test_a_motion_bucket_is_64_for_a_pixel_a_frame_at_6_fps_and_128_pixels(training: Any) -> None:
+def test_a_motion_bucket_is_128_for_a_pixel_a_frame_at_6_fps_and_128_pixels(training: Any) -> None:
     data = training("data")
-    assert data.bucket_of(1.0, 6, 128) == 64
-    assert data.bucket_of(1.0, 12, 128) == 128  # as far in half the time
-    assert data.bucket_of(2.0, 6, 256) == 64  # as far of a picture twice as high
+    assert data.bucket_of(1.0, 6, 128) == 128
+    assert data.bucket_of(0.5, 12, 128) == 128  # as far in half the time
+    assert data.bucket_of(2.0, 6, 256) == 128  # as far of a picture twice as high
     assert data.bucket_of(100.0, 6, 128) == 255
     assert data.bucket_of(data.flow_of(127, 10, 192), 10, 192) == 127
+
+
+def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None:
+    data = training("data")
+    flows = np.array([[0.0], [1.9], [2.1], [0.9], [1.1]], np.float32).repeat(data.FRAMES - 1, 1)
+    clips = data.Cache(np.zeros((5, data.FRAMES, 128, 192, 3), np.uint8), np.array([6, 6, 6, 12, 12]), flows)
+    assert clips.tellable().tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
@@ -162,3 +169,41 @@ def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) ->
     losses = train.unet_loss(Knowing(), Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert losses.shape == (2,)
     assert float(losses.max()) < 1e-4
+
+
+def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(training: Any, tmp_path: Path) -> None:
+    train = training("train")
+
+    def run(folder: Path, resume: bool, stop: int | None = None) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential()
+        for name, wide in (("conv_in", 2), ("hidden", 8), ("conv_out", 8)):
+            network.add_module(name, torch.nn.Conv2d(wide, 8, 3, padding=1))
+        before = network.hidden.weight.detach().clone()
+        going = train.Run("unet", folder, torch.device("cpu"), 0, 1, None, 4, 1e-2, 0.9, muon=True)
+        going.begin({"unet": network}, resume)
+
+        def loss_of(_: np.random.Generator, generator: torch.Generator, progress: float) -> dict[str, torch.Tensor]:
+            if going.step == stop:
+                going.save()
+                raise KeyboardInterrupt
+            return {"loss": (network(torch.randn(1, 2, 8, 8, generator=generator)) - 1).square().mean()}
+
+        try:
+            going.learn(loss_of, lambda: None)
+        except KeyboardInterrupt:
+            assert stop is not None
+        return going, network.hidden.weight - before
+
+    folders = [tmp_path / name for name in ("whole", "cut")]
+    for folder in folders:
+        folder.mkdir()
+    whole, moved = run(folders[0], resume=False)
+    run(folders[1], resume=False, stop=2)
+    rest, _ = run(folders[1], resume=True)
+    assert rest.step == whole.step == 4
+    for name, tensor in whole.networks.state_dict().items():
+        torch.testing.assert_close(rest.networks.state_dict()[name], tensor, rtol=0, atol=0)
+    # Muon moves a matrix in all its directions alike.
+    spread = torch.linalg.svdvals(moved.detach().flatten(1))
+    assert spread[0] < 10 * spread[-1]
