@@ -76,7 +76,7 @@ def main() -> None:
 
 def _machine() -> str:
     return (
-        f"Made by `bench/demo_model.py` on {date.today().isoformat()}, CPU with {cores()} cores, {platform.system()}, {versions()}. "
+        f"Made by `bench/demo_model.py` on {date.today().isoformat()}, {cores()}, {platform.system()}, {versions('torch', 'opencv-python-headless')}. "
         "Nothing here was trained on: the pictures chelsea, coffee, flower and mountains, the last third of each shot of *city*, and two passages of *Big Buck Bunny*."
     )
 

@@ -300,6 +300,7 @@ class Cache:
     def buckets(self) -> np.ndarray:
         return np.array([bucket_of(float(flow.mean()), float(fps), self.frames.shape[2]) for flow, fps in zip(self.flows, self.fps, strict=True)])
 
+    @functools.cached_property
     def tellable(self) -> np.ndarray:
         """Indices of the clips that are not faster than the largest bucket says."""
         fastest = [flow_of(255, float(fps), self.frames.shape[2]) for fps in self.fps]

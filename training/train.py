@@ -50,7 +50,6 @@ SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clip
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-MUON_RATE = 3.0  # times AdamW's
 
 
 @dataclass
@@ -83,9 +82,9 @@ class Run:
         matrices = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and _is_hidden(name, tensor)}
         others = [tensor for name, tensor in self.networks.named_parameters() if name not in matrices]
         self.optimizers = [torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)]
-        self.flat = [(tensor, nn.Parameter(tensor.detach().flatten(1))) for tensor in matrices.values()]
+        self.flat = [(tensor, nn.Parameter(tensor.detach().view(len(tensor), -1))) for tensor in matrices.values()]
         if self.flat:
-            self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.flat], lr=MUON_RATE * self.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+            self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.flat], lr=self.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
         self.best = {name: tensor.detach().clone() for name, tensor in self.networks.state_dict().items()}
         if resume and self.state_file.exists():
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
@@ -127,9 +126,8 @@ class Run:
         while (progress := self._agreed_progress()) < 1:
             began = time.monotonic()
             warm = min(1.0, (self.step + 1) / 100)
-            for optimizer, rate in zip(self.optimizers, (self.rate, MUON_RATE * self.rate), strict=False):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                group["lr"] = self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
             torch_rng = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 16 + self.rank)
             losses = loss_of(np.random.default_rng((self.seed, self.step, self.rank)), torch_rng, progress)
             self.networks.zero_grad(set_to_none=True)
@@ -475,7 +473,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     """Some clips of `frames` frames, played forwards or backwards, a square of `side` latents cut out of them or whole."""
     x0, concat, pixels, ids = [], [], [], []
     for _ in range(count):
-        index = int(rng.choice(latents.cache.tellable() if only is None else only))
+        index = int(rng.choice(latents.cache.tellable if only is None else only))
         length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
         backwards = bool(rng.random() < 0.03)
         noised = bool(rng.random() < 0.6)
@@ -496,7 +494,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, si
     return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids))
 
 
-def noise_levels(count: int, generator: torch.Generator, high_share: float = 0.3) -> Tensor:
+def noise_levels(count: int, generator: torch.Generator, high_share: float) -> Tensor:
     """Log-normal, as SVD was trained; but for a share that is uniform in the logarithm up to the level that sampling starts from, since it is
     there that how a clip moves is decided. Spread evenly over a batch."""
     even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -506,7 +504,7 @@ def noise_levels(count: int, generator: torch.Generator, high_share: float = 0.3
     return torch.where(even < high_share, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
-def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float = 0.3) -> Tensor:
+def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float) -> Tensor:
     """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output."""
     count, frames = batch.x0_BT4hw.shape[:2]
     sigma = noise_levels(count, generator, high_share).view(-1, 1, 1, 1, 1)

@@ -151,7 +151,7 @@ def test_a_clip_begins_with_the_photograph(clip_at: Any, photo: Tensor) -> None:
     assert decibels(clip_at(127)[0], photo) > 22
 
 
-@pytest.mark.xfail(strict=True, reason="The model has not been trained for long enough for this.")
+@pytest.mark.xfail(strict=True, reason="The model does not do this yet.")
 def test_a_higher_motion_bucket_moves_more(clip_at: Any, data: Any) -> None:
     flows = [float(data.flow_lengths(eight_bits(clip_at(bucket))).mean()) for bucket in (20, 127, 200)]
     assert flows == sorted(flows)
@@ -164,7 +164,7 @@ def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, da
         assert 0.65 < data.sharpness(frame) / of_the_photo < 1.35
 
 
-@pytest.mark.xfail(strict=True, reason="The model has not been trained for long enough for this.")
+@pytest.mark.xfail(strict=True, reason="The model does not do this yet.")
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(svd: SVDModel, photo: Tensor) -> None:
     conditioning = condition(svd, photo[:, :128], 128, 128, device=CPU)
 
