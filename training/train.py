@@ -529,7 +529,7 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
     """The UNet and the image encoder together, on squares out of clips first, and on whole ones more and more."""
-    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}") for clips in caches]
+    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}-{run.seed}") for clips in caches]
     run.begin({key: begun(run, parts, key, run.seed + number) for number, key in enumerate(("unet", "image_encoder"), start=1)}, resume)
     unet, encoder = run.networks["unet"], run.networks["image_encoder"]
     say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
@@ -537,12 +537,11 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
         pool = latents[rng.choice(len(latents), p=[share for *_, share in SIZES[: len(latents)]] if len(latents) == len(SIZES) else None)]
         whole = rng.random() < 0.15 + 0.6 * progress
-        frames = data.FRAMES if whole else 8
-        side = None if whole else 16
-        tokens = frames * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
+        side = None if whole else 12
+        tokens = data.FRAMES * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
         high_share = 0.4 - 0.15 * progress  # where things go before how they look
-        each = unet_loss(unet, encoder, draw(pool, rng, count, frames, side, only), torch_rng, run.device, high_share)
+        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, side, only), torch_rng, run.device, high_share)
         return {"loss": each.mean()}
 
     def show() -> None:
