@@ -59,10 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=demo.FILE, metavar="FILE", help="another checkpoint than the one in the pack")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="a few clips only")
+    parser.add_argument("--clips", type=int, default=12, metavar="N", help="how many clips each part makes, at least 2 (default 12)")
     parser.add_argument("--part", choices=PARTS, action="append", help="one part; may be given more than once")
     arguments = parser.parse_args()
-    options = Options(arguments.model, 2 if arguments.quick else 12, arguments.write)
+    options = Options(arguments.model, max(2, arguments.clips), arguments.write)
     lines = ["# The demo model, measured", "", _machine(), ""]
     for name in arguments.part or PARTS:
         say(name)
