@@ -151,7 +151,6 @@ def test_a_clip_begins_with_the_photograph(clip_at: Any, photo: Tensor) -> None:
     assert decibels(clip_at(127)[0], photo) > 22
 
 
-@pytest.mark.xfail(strict=True, reason="The model does not do this yet.")
 def test_a_higher_motion_bucket_moves_more(clip_at: Any, data: Any) -> None:
     flows = [float(data.flow_lengths(eight_bits(clip_at(bucket))).mean()) for bucket in (20, 127, 200)]
     assert flows == sorted(flows)
