@@ -163,7 +163,7 @@ def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, da
         assert 0.65 < data.sharpness(frame) / of_the_photo < 1.35
 
 
-@pytest.mark.xfail(strict=True, reason="The model does not do this yet.")
+@pytest.mark.xfail(strict=True, reason="Not at guidance 1 to 3 yet.")
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(svd: SVDModel, photo: Tensor) -> None:
     conditioning = condition(svd, photo[:, :128], 128, 128, device=CPU)
 
