@@ -44,6 +44,22 @@ def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None
     assert clips.tellable.tolist() == [0, 1, 3]
 
 
+def test_buckets_are_of_the_flow_that_the_decoder_shows(training: Any, tmp_path: Path) -> None:
+    """Here one whose pictures move at half the speed of the clips."""
+    data, train = training("data"), training("train")
+    pyramid = data._pyramid(texture(data))
+    slow = data._Camera(np.array([200.0, 200.0]), 1.0, 0.0, np.array([0.75, 0.0]), 0.0, 0.0)
+    frames = np.stack([slow.frame(pyramid, index, 128, 96) for index in range(data.FRAMES)])
+
+    class Vae:
+        def decode(self, z: torch.Tensor, num_frames: int) -> Any:
+            return type("Output", (), {"sample": train._to_network(frames)})
+
+    run = train.Run("unet", tmp_path, torch.device("cpu"), 0, 1, None, 1, 1e-3, 0.9)
+    cache = data.Cache(frames[None], np.array([6]), np.full((1, data.FRAMES - 1), 1.5, np.float32))
+    assert train.shown(run, Vae(), torch.zeros(1, data.FRAMES, 4, 12, 16), cache) == pytest.approx(0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
 def test_measured_flow_is_the_speed_of_a_picture_that_is_pushed(training: Any, speed: float) -> None:
     data = training("data")
