@@ -8,6 +8,7 @@ NAME = "demo"
 FILE = Path(__file__).resolve().parents[1] / "demo_model" / "demo.safetensors"
 SIZES = ((192, 128), (128, 128))  # width and height that it was trained on
 FRAMES = 14
+GUIDANCE = (1.0, 1.5)  # of the first and the last frame
 
 
 def checkpoint(text: str) -> Path:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ..vram.meter import Measured
 
 _USUAL_CLIP, _DEMO_CLIP = (25, 1024, 576), (demo.FRAMES, *demo.SIZES[0])  # frames, width, height
+_USUAL_GUIDANCE = (1.0, 3.0)
+
+
+def _scales(guidance: tuple[float, float]) -> str:
+    return "{:g} {:g}".format(*guidance)
 
 
 def add_commands(add_parser: AddParser) -> None:
@@ -53,7 +58,14 @@ def add_commands(add_parser: AddParser) -> None:
     render.add_argument("--steps", type=int, default=25)
     render.add_argument("--solver", choices=("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"), default="euler")
     render.add_argument("--schedule", choices=("karras", "exponential", "align_your_steps", "uniform"), default="karras")
-    render.add_argument("--guidance", type=float, nargs=2, metavar=("MIN", "MAX"), default=(1.0, 3.0))
+    render.add_argument(
+        "--guidance",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        default=argparse.SUPPRESS,
+        help=f"{_scales(_USUAL_GUIDANCE)} if not given; {_scales(demo.GUIDANCE)} for the demo model",
+    )
     render.add_argument("--guidance-mode", choices=("linear", "triangular", "constant"), default="linear")
     render.add_argument("--fps", type=int, default=6)
     render.add_argument("--motion-bucket", type=int, default=127)
@@ -81,6 +93,11 @@ def _clip(options: argparse.Namespace) -> tuple[int, int, int]:
     """Frames, width, height: as asked for, or what the checkpoint is for."""
     usual = _DEMO_CLIP if options.checkpoint == demo.NAME else _USUAL_CLIP
     return tuple(getattr(options, name, value) for name, value in zip(("frames", "width", "height"), usual, strict=True))  # type: ignore[return-value]
+
+
+def _guidance(options: argparse.Namespace) -> tuple[float, float]:
+    """As asked for, or what suits the checkpoint."""
+    return tuple(getattr(options, "guidance", demo.GUIDANCE if options.checkpoint == demo.NAME else _USUAL_GUIDANCE))  # type: ignore[return-value]
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -215,7 +232,7 @@ def _render(options: argparse.Namespace) -> int:
             device=device,
             solver=options.solver,
             schedule=options.schedule,
-            guidance=tuple(options.guidance),
+            guidance=_guidance(options),
             guidance_mode=options.guidance_mode,
             seed=options.seed,
             transfer=sampling.transfer,
@@ -250,8 +267,8 @@ def _check_render(options: argparse.Namespace, frames: int, width: int, height: 
         raise LeanVideoError(f"The motion bucket {options.motion_bucket} is out of range: choose 0 to 1023.")
     if not 0 <= options.augmentation <= 10:
         raise LeanVideoError(f"The augmentation {options.augmentation} is out of range: choose 0 to 10.")
-    if not all(0 <= scale <= 100 for scale in options.guidance):
-        raise LeanVideoError("The guidance {} {} is out of range: choose 0 to 100.".format(*options.guidance))
+    if not all(0 <= scale <= 100 for scale in _guidance(options)):
+        raise LeanVideoError("The guidance {} {} is out of range: choose 0 to 100.".format(*_guidance(options)))
     for name, seed in (("seed", options.seed), ("augmentation seed", options.augmentation_seed)):
         if not 0 <= seed < 2**64:
             raise LeanVideoError(f"The {name} {seed} is out of range: choose 0 to {2**64 - 1}.")

@@ -57,7 +57,7 @@ def clip_at(svd: SVDModel, photo: Tensor) -> Any:
     @functools.cache
     def make(bucket: int) -> Tensor:
         conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU, motion_bucket=bucket)
-        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=12, solver="dpmpp_2m", device=CPU)
+        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=12, solver="dpmpp_2m", guidance=demo.GUIDANCE, device=CPU)
         return decode_clip(svd, latents, device=CPU)
 
     return make
@@ -151,10 +151,10 @@ def test_a_clip_begins_with_the_photograph(clip_at: Any, photo: Tensor) -> None:
     assert decibels(clip_at(127)[0], photo) > 22
 
 
-def test_a_higher_motion_bucket_moves_more(clip_at: Any, data: Any) -> None:
-    flows = [float(data.flow_lengths(eight_bits(clip_at(bucket))).mean()) for bucket in (20, 127, 200)]
-    assert flows == sorted(flows)
-    assert flows[2] > 3 * flows[0]
+def test_a_motion_bucket_moves_as_much_as_it_says(clip_at: Any, data: Any) -> None:
+    flows = {bucket: float(data.flow_lengths(eight_bits(clip_at(bucket))).mean()) for bucket in (20, 60, 127, 200)}
+    assert list(flows.values()) == sorted(flows.values())
+    assert flows == {bucket: pytest.approx(data.flow_of(bucket, 6, HEIGHT), rel=0.3) for bucket in flows}
 
 
 def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, data: Any) -> None:
@@ -163,12 +163,12 @@ def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, da
         assert 0.65 < data.sharpness(frame) / of_the_photo < 1.35
 
 
-@pytest.mark.xfail(strict=True, reason="Not at guidance 1 to 3 yet.")
+@pytest.mark.xfail(strict=True, reason="Euler is nearer as soon as there is guidance.")
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(svd: SVDModel, photo: Tensor) -> None:
-    conditioning = condition(svd, photo[:, :128], 128, 128, device=CPU)
+    conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU)
 
     def latents(steps: int, solver: str) -> Tensor:
-        return sample_clip(svd, conditioning, frames=8, steps=steps, solver=solver, device=CPU)
+        return sample_clip(svd, conditioning, frames=demo.FRAMES, steps=steps, solver=solver, guidance=demo.GUIDANCE, device=CPU)
 
     best = latents(60, "euler")
     distance = {solver: float((latents(12, solver) - best).norm() / best.norm()) for solver in ("euler", "dpmpp_2m")}
