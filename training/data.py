@@ -1,7 +1,8 @@
 """Clips for training: rendered over free pictures, and cut out of free films; with what the two controls of SVD mean.
 
 motion bucket  128 for one pixel a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
-               mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows.
+               mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows. The UNet is trained on less,
+               as much as the decoder shows of it (`train.shown`).
 fps            how densely the clip samples time.
 
 `python training/data.py FOLDER` renders a cache of clips; the training does it by itself.

@@ -50,7 +50,7 @@ SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clip
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-SHOWN_CLIPS = 48
+SHOWN_CLIPS = 48  # of each size, that `shown` decodes; all of them would take as long as encoding
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder is trained on once more
 
 

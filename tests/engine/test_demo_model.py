@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lean_video.checkpoints import demo, inspect, open_svd
@@ -101,6 +102,26 @@ def test_a_size_that_it_does_not_know_is_told(tmp_path: Path, capsys: pytest.Cap
     assert demo.unlikely(192, 144) == ""
 
 
+def test_render_guides_as_suits_it(tmp_path: Path) -> None:
+    def latents(name: str, *options: str) -> Tensor:
+        short = ["--steps", "1", "--frames", "3", "--width", "64", "--height", "64", "--device", "cpu", "--save-latents", str(tmp_path / f"{name}.safetensors")]
+        assert main(["render", "demo", str(PHOTO), str(tmp_path / f"{name}.mp4"), *short, *options]) == 0
+        return load_file(tmp_path / f"{name}.safetensors")["samples"]
+
+    asked = [str(scale) for scale in demo.GUIDANCE]
+    torch.testing.assert_close(latents("not-asked"), latents("asked", "--guidance", *asked), rtol=0, atol=0)
+    assert not torch.equal(latents("not-asked-again"), latents("usual", "--guidance", "1", "3"))
+
+
+def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    small = importlib.import_module("demo").SMALL
+    prompt = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
+    shipped = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
+    for values in (small, shipped):
+        assert (values["checkpoint"], values["width"], values["height"], values["frames"], values["guidance_max"]) == (demo.NAME, WIDTH, HEIGHT, demo.FRAMES, demo.GUIDANCE[1])
+
+
 def test_plan_is_for_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "demo", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
@@ -163,7 +184,7 @@ def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, da
         assert 0.65 < data.sharpness(frame) / of_the_photo < 1.35
 
 
-@pytest.mark.xfail(strict=True, reason="Euler is nearer as soon as there is guidance.")
+@pytest.mark.xfail(strict=True, reason="With guidance and the Karras schedule Euler is nearer.")
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(svd: SVDModel, photo: Tensor) -> None:
     conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,16 @@ def test_buckets_are_of_the_flow_that_the_decoder_shows(training: Any, tmp_path:
     frames = np.stack([slow.frame(pyramid, index, 128, 96) for index in range(data.FRAMES)])
 
     class Vae:
+        def encode(self, x: torch.Tensor) -> Any:
+            return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.zeros(len(x), 4, 12, 16)))
+
         def decode(self, z: torch.Tensor, num_frames: int) -> Any:
-            return type("Output", (), {"sample": train._to_network(frames)})
+            return SimpleNamespace(sample=train._to_network(frames))
 
     run = train.Run("unet", tmp_path, torch.device("cpu"), 0, 1, None, 1, 1e-3, 0.9)
     cache = data.Cache(frames[None], np.array([6]), np.full((1, data.FRAMES - 1), 1.5, np.float32))
-    assert train.shown(run, Vae(), torch.zeros(1, data.FRAMES, 4, 12, 16), cache) == pytest.approx(0.5, rel=0.1)
+    latents = train.encode(run, Vae(), cache, "test")
+    assert latents.cache.flows.mean() == pytest.approx(0.75, rel=0.1)
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
