@@ -478,7 +478,7 @@ def shown(run: Run, vae: Any, clips: Tensor, cache: data.Cache) -> float:
         sums += torch.tensor([float(data.flow_lengths(_to_pixels(frames)).sum()), float(cache.flows[index].sum())])
     if distributed.is_initialized():
         distributed.all_reduce(sums)
-    return float(sums[0] / sums[1])
+    return float(sums[0] / sums[1]) if sums[1] else 1.0
 
 
 def _together() -> None:

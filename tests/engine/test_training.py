@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,8 @@ def test_buckets_are_of_the_flow_that_the_decoder_shows(training: Any, tmp_path:
     cache = data.Cache(frames[None], np.array([6]), np.full((1, data.FRAMES - 1), 1.5, np.float32))
     latents = train.encode(run, Vae(), cache, "test")
     assert latents.cache.flows.mean() == pytest.approx(0.75, rel=0.1)
+    motionless = replace(cache, flows=np.zeros_like(cache.flows))
+    assert (train.encode(run, Vae(), motionless, "motionless").cache.flows == 0).all()
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
