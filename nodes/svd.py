@@ -273,10 +273,7 @@ class TemporalSampler:
                         "tooltip": "euler is the reference; heun is finer and takes twice as long; dpmpp_2m converges faster; lcm is for distilled checkpoints only.",
                     },
                 ),
-                "schedule": (
-                    list(SCHEDULES),
-                    {"default": "karras", "tooltip": "How noise is taken away: karras is the reference, align_your_steps suits few steps, exponential or uniform suits dpmpp_2m."},
-                ),
+                "schedule": (list(SCHEDULES), {"default": "karras", "tooltip": "How noise is taken away: karras is the reference, align_your_steps suits few steps."}),
                 "guidance_min": ("FLOAT", {"default": 1.0, **scale, "tooltip": "How strongly the first frame is held to the image."}),
                 "guidance_max": (
                     "FLOAT",

@@ -184,14 +184,23 @@ def test_a_clip_does_not_fade_or_fill_with_noise(clip_at: Any, photo: Tensor, da
         assert 0.65 < data.sharpness(frame) / of_the_photo < 1.35
 
 
-def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(svd: SVDModel, photo: Tensor) -> None:
-    """With noise levels evenly spaced in ln sigma, the variable that it extrapolates in; with others it may not, as bench/demo_model.md has it."""
+@pytest.fixture(scope="module")
+def latents_of(svd: SVDModel, photo: Tensor) -> Any:
+    """Latents by number of steps, solver and schedule, each made once."""
     conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU)
 
-    def latents(steps: int, solver: str, schedule: str) -> Tensor:
+    @functools.cache
+    def make(steps: int, solver: str, schedule: str) -> Tensor:
         return sample_clip(svd, conditioning, frames=demo.FRAMES, steps=steps, solver=solver, schedule=schedule, guidance=demo.GUIDANCE, device=CPU)
 
-    best = latents(100, "euler", "karras")  # of fewer steps it would have enough of Euler's own error to favour Euler
-    for schedule in ("exponential", "uniform"):
-        distance = {solver: float((latents(12, solver, schedule) - best).norm() / best.norm()) for solver in ("euler", "dpmpp_2m")}
-        assert distance["dpmpp_2m"] < distance["euler"]
+    return make
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["exponential", "uniform", pytest.param("karras", marks=pytest.mark.xfail(strict=True, reason="With the default schedule Euler is nearer, see bench/demo_model.md."))],
+)
+def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(latents_of: Any, schedule: str) -> None:
+    best = latents_of(100, "euler", "karras")  # of fewer steps it would have enough of Euler's own error to favour Euler
+    distance = {solver: float((latents_of(12, solver, schedule) - best).norm() / best.norm()) for solver in ("euler", "dpmpp_2m")}
+    assert distance["dpmpp_2m"] < distance["euler"]
