@@ -205,7 +205,7 @@ GUIDED, UNGUIDED = demo.GUIDANCE, (1.0, 1.0)
         ("karras", UNGUIDED),
         ("exponential", GUIDED),
         ("uniform", GUIDED),
-        pytest.param("karras", GUIDED, marks=pytest.mark.xfail(strict=True, reason="As where the denoiser is exact, with so much guidance: see bench/demo_model.md.")),
+        pytest.param("karras", GUIDED, marks=pytest.mark.xfail(strict=True, reason="With guidance and the default schedule Euler is nearer: see bench/demo_model.md.")),
     ],
 )
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(latents_of: Any, schedule: str, guidance: tuple[float, float]) -> None:
