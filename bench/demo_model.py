@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
@@ -44,6 +47,9 @@ from lean_video.models import render  # noqa: E402
 from lean_video.sampling.schedules import sigmas  # noqa: E402
 from lean_video.sampling.solvers import SOLVERS  # noqa: E402
 
+ABOUT = """# The demo model, measured
+
+Made by `bench/demo_model.py`; each part says when, and of which model file (how its SHA-256 begins). Nothing here was trained on: the pictures chelsea, coffee, flower and mountains, the last third of each shot of *city*, and two passages of *Big Buck Bunny*."""
 BUCKETS = (20, 60, 127, 200)
 FPS = 6
 CPU = torch.device("cpu")
@@ -66,22 +72,26 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="one part; may be given more than once")
     arguments = parser.parse_args()
     options = Options(arguments.model, max(2, arguments.clips), arguments.write)
-    lines = ["# The demo model, measured", "", _machine(), ""]
+    sections = _sections(TABLE.read_text(encoding="utf-8")) if arguments.write and TABLE.exists() else {}
     for name in arguments.part or PARTS:
         say(name)
-        lines += PARTS[name](options)
-    text = "\n".join(lines).rstrip() + "\n"
+        title, measure = PARTS[name]
+        sections[title] = "\n".join([_made_by(options.model), "", *measure(options)]).strip()
+    text = "\n\n".join([ABOUT, *(f"## {title}\n\n{sections[title]}" for title, _ in PARTS.values() if title in sections)]) + "\n"
     print(text)
     if arguments.write:
         TABLE.write_text(text, encoding="utf-8")
         moving_picture(options)
 
 
-def _machine() -> str:
-    return (
-        f"Made by `bench/demo_model.py` on {date.today().isoformat()}, {cores()}, {platform.system()}, {versions('torch', 'opencv-python-headless')}. "
-        "Nothing here was trained on: the pictures chelsea, coffee, flower and mountains, the last third of each shot of *city*, and two passages of *Big Buck Bunny*."
-    )
+def _sections(table: str) -> dict[str, str]:
+    """The table's sections by title, so that one part can be measured anew beside the others."""
+    return {title: text.strip() for title, _, text in (section.partition("\n") for section in re.split(r"(?m)^## ", table)[1:])}
+
+
+def _made_by(model: Path) -> str:
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    return f"{date.today().isoformat()}, model {digest[:8]}, {cores()}, {platform.system()}, {versions('torch', 'opencv-python-headless')}."
 
 
 # Material
@@ -150,7 +160,7 @@ def _vae(options: Options) -> list[str]:
         all_of_them += found
         rows.append(f"| {name} | {len(found)} | {statistics.fmean(found):.2f} | {min(found):.1f} to {max(found):.1f} | {distance:.3f} |")
     rows.append(f"| all | {len(all_of_them)} | **{statistics.fmean(all_of_them):.2f}** | {min(all_of_them):.1f} to {max(all_of_them):.1f} | |")
-    return ["## VAE", "", "Asked for: PSNR of at least 24 dB at 128x128.", "", "| 128x128 | frames | PSNR, dB | range | LPIPS |", "|---|---|---|---|---|", *rows, ""]
+    return ["Asked for: PSNR of at least 24 dB at 128x128.", "", "| 128x128 | frames | PSNR, dB | range | LPIPS |", "|---|---|---|---|---|", *rows, ""]
 
 
 def through(svd: Any, frames_THW3: np.ndarray) -> np.ndarray:
@@ -186,8 +196,6 @@ def _controls(options: Options) -> list[str]:
         cv2.imwrite(str(TABLE.with_suffix(".jpg")), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
     every = np.stack(sharp)
     return [
-        "## Controls",
-        "",
         f"{len(images)} photographs, 14 frames of 192x128, 25 steps of Euler, guidance {demo.GUIDANCE[0]:g} to {demo.GUIDANCE[1]:g}, as `render demo` does it. Flow is OpenCV's DIS, in pixels a frame, the mean of all pixels; "
         "sharpness is the mean gradient against the photograph's.",
         "",
@@ -241,8 +249,6 @@ def _continuations(options: Options) -> list[str]:
             f"| {np.linalg.norm(found, axis=1).mean():.2f} |"
         )
     return [
-        "## Against real continuations",
-        "",
         f"{len(real)} held-out clips of 14 frames at 192x128. LPIPS is of each frame after the first against the real one at that time. The flow distance is the Wasserstein distance between all flow "
         "vectors of the set and of the real clips, in pixels a frame, the mean over 16 directions.",
         "",
@@ -281,8 +287,6 @@ def _solvers(options: Options) -> list[str]:
     svd = open_svd(options.model)
     spread_T = spread(svd)
     lines = [
-        "## Solvers",
-        "",
         f"{options.few} photographs at motion bucket 127, against 100 steps of Euler (karras) from the same noise. Asked for: 30 dB for Euler at 25; DPM++ 2M nearer than Euler at 12. "
         f"The last column has no network in it: numbers from a normal distribution about a known mean, of standard deviation {spread_T[0]:.2f} in the first frame to {spread_T[-1]:.2f} in the last, "
         "denoised exactly, with what tells nothing of that mean as the twin for guidance. Those deviations are what the demo model errs by at the highest noise on held-out clips.",
@@ -370,8 +374,6 @@ def _time(options: Options) -> list[str]:
             subprocess.run([*command, *size], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             seconds.append(time.monotonic() - began)
     return [
-        "## Time",
-        "",
         f"`python -m lean_video render demo photo.jpg clip.mp4`, 14 frames of 192x128, from the shell to the file: {min(seconds):.0f} s of the 60 s asked for.",
         "",
     ]
@@ -392,7 +394,13 @@ def moving_picture(options: Options) -> None:
     combine(torch.from_numpy(np.stack(forth_and_back)), ROOT / "docs" / "demo.webp", "animated webp", FPS, quality=70)
 
 
-PARTS = {"vae": _vae, "controls": _controls, "continuations": _continuations, "solvers": _solvers, "time": _time}
+PARTS: dict[str, tuple[str, Callable[[Options], list[str]]]] = {
+    "vae": ("VAE", _vae),
+    "controls": ("Controls", _controls),
+    "continuations": ("Against real continuations", _continuations),
+    "solvers": ("Solvers", _solvers),
+    "time": ("Time", _time),
+}
 
 if __name__ == "__main__":
     main()
