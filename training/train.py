@@ -51,6 +51,7 @@ SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SHOWN_CLIPS = 48  # of each size, that `shown` decodes; all of them would take as long as encoding
+LPIPS_SHARE = 0.5
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder is trained on once more
 
 
@@ -243,11 +244,14 @@ def say(text: str) -> None:
 
 
 def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], resume: bool, only_decoder: bool = False) -> Any:
-    """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too.
+    """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too;
+    and the same for latents that were moved by a part of one, against frames that were moved as far (after EQ-VAE, arXiv:2502.09509): a UNet that has
+    a camera pan can then move what it sees, instead of having to know what each latent turns into on the way to the next.
 
     only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
     """
-    vae: Any = load_vae(run, parts) if only_decoder else model.fresh(parts["vae"], run.seed)
+    begins = run.start is None
+    vae: Any = model.fresh(parts["vae"], run.seed) if begins else load_vae(run, parts)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
     run.begin({"vae": vae}, resume)
@@ -259,31 +263,38 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         if progress > 0.4 and not run.scaled:
             run.scaled = True
             _to_scale(run, vae, caches, shift=True)
-        still = progress < 0.6 and not only_decoder  # stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames
-        _mix_time(vae, not still)
-        side = 64 if progress < 0.85 else 128
-        frames, count = (1, 5) if still else (3, 3 if side == 64 else 1)
-        x = _crops(caches, rng, side, frames, run.batch * count).to(run.device)
+        # Stills first: they differ more than the frames of a clip do, and cost less without the layers that mix frames.
+        still = progress < 0.6 if begins else bool(rng.random() < 0.3)
+        _mix_time(vae, not (begins and still))
+        side = 64 if progress < 0.85 else 112
+        frames, count = (1, 5 if side == 64 else 2) if still else (3, 3 if side == 64 else 1)
+        crops = _crops(caches, rng, side + 8, frames, run.batch * count).to(run.device)
+        moved = rng.random() < 0.35 and run.scaled
+        dy, dx = (int(rng.integers(-4, 5)) if rng.random() < 0.3 else 0, int(rng.integers(-4, 5))) if moved else (0, 0)
         with torch.autocast(run.device.type, torch.bfloat16):
-            moments = vae.encode(x).latent_dist
+            moments = vae.encode(crops[..., 4:-4, 4:-4]).latent_dist
             noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
             std = moments.std
-            if only_decoder:  # what a UNet makes is not exact either
-                std = std + torch.rand(len(x) // frames, generator=torch_rng).repeat_interleave(frames).view(-1, 1, 1, 1).to(run.device) * (LATENT_ERROR / model.SCALING_FACTOR)
-            y = vae.decode(moments.mean + std * noise, num_frames=frames).sample.float()
-            distance = look.difference(look.activations((x + 1) / 2), look.activations((y + 1) / 2)).float()
+            if run.scaled:  # what a UNet makes is not exact either
+                wrong = (torch.rand(len(crops) // frames, generator=torch_rng) * 2 - 1).clamp(min=0)
+                std = std + wrong.repeat_interleave(frames).view(-1, 1, 1, 1).to(run.device) * (LATENT_ERROR / model.SCALING_FACTOR)
+            y = vae.decode(_moved(moments.mean, dy, dx) + std * noise, num_frames=frames).sample.float()
+            x = crops[..., 4 + dy : 4 + dy + side, 4 + dx : 4 + dx + side]
+            if moved:  # what came in at the edges is not known
+                x, y = x[..., 8:-8, 8:-8], y[..., 8:-8, 8:-8]
+            distance = _distance(look, x, y, rng)
         # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
         unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
-        share = 0.15 * (1.0 if only_decoder else min(1.0, max(0.0, progress - 0.2) / 0.3))
+        share = LPIPS_SHARE * (1.0 if run.start else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
         texture = (_texture(x) - _texture(y)).abs().mean()
         # Errors that stay where they are while the picture moves under them; optical flow takes them for a picture that moves less.
         change = (x - y).unflatten(0, (-1, frames)).diff(dim=1).abs().mean() if frames > 1 else torch.zeros(())
-        if only_decoder:
+        if run.start:
             total = total + texture + change
         return {"loss": total, "error": error, "lpips": distance, "texture": texture, "change": change, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
@@ -293,13 +304,14 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         rows = [np.hstack([*eight]) for eight in (held_out[:8], y[:8], held_out[8:16], y[8:16])]
         _picture(run.folder / f"vae-{run.step:06d}.png", np.vstack(rows))
 
-    run.scaled = run.scaled or only_decoder
+    run.scaled = run.scaled or not begins
     run.learn(loss_of, show)
     _mix_time(vae, True)
     vae.load_state_dict(run.averaged("vae"))
     vae.eval()
     if not only_decoder:
         _to_scale(run, vae, caches, shift=False)
+    if begins:  # else there is a UNet that works on them as they are
         model.rotate_latents(_colours(run, vae, caches), vae)
     if not run.rank:
         torch.save({name: tensor.cpu() for name, tensor in vae.state_dict().items()}, run.folder / "vae.pt")
@@ -308,6 +320,26 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
             write(run, parts, vae)
     _together()
     return vae
+
+
+def _moved(latents_N4hw: Tensor, dy: int, dx: int) -> Tensor:
+    """Latents as of a picture whose pixels at (dy, dx) come to (0, 0), cubic between them."""
+    if not (dy or dx):
+        return latents_N4hw
+    height, width = latents_N4hw.shape[-2:]
+    moves = torch.tensor([[1.0, 0.0, dx / (4 * width)], [0.0, 1.0, dy / (4 * height)]], device=latents_N4hw.device)
+    grid = F.affine_grid(moves.expand(len(latents_N4hw), 2, 3), list(latents_N4hw.shape), align_corners=False)
+    return F.grid_sample(latents_N4hw.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def _distance(look: Lpips, x_N3HW: Tensor, y_N3HW: Tensor, rng: np.random.Generator) -> Tensor:
+    """LPIPS, in half of the steps of pictures twice as large, and from any offset: its first layer looks at each fourth pixel, and a decoder would find
+    patterns of four pixels that it does not see."""
+    top, left = rng.integers(0, 4, 2)
+    pair = [(z[..., top:, left:] + 1) / 2 for z in (x_N3HW, y_N3HW)]
+    if rng.random() < 0.5:
+        pair = [F.interpolate(z, scale_factor=2, mode="bilinear", align_corners=False) for z in pair]
+    return look.difference(look.activations(pair[0]), look.activations(pair[1])).float()
 
 
 def _texture(x_N3HW: Tensor) -> Tensor:
@@ -497,23 +529,23 @@ class Batch:
     ids_B3: Tensor
 
 
-def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, side: int | None, only: Sequence[int] | None = None) -> Batch:
-    """Some clips of `frames` frames, played forwards or backwards, a square of `side` latents cut out of them or whole."""
+def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, rows: int | None, only: Sequence[int] | None = None) -> Batch:
+    """Some clips of `frames` frames, played forwards or backwards, a strip of `rows` rows of latents cut out of them or whole."""
     x0, concat, pixels, ids = [], [], [], []
     for _ in range(count):
         index = int(rng.choice(latents.cache.tellable if only is None else only))
-        length, height, width = latents.clips.shape[1], latents.clips.shape[3], latents.clips.shape[4]
+        length, height = latents.clips.shape[1], latents.clips.shape[3]
         backwards = bool(rng.random() < 0.03)
         noised = bool(rng.random() < 0.6)
         first = 0 if noised else int(rng.integers(length - frames + 1))
         order = list(range(length - 1, -1, -1) if backwards else range(length))[first : first + frames]
-        h, w = side or height, side or width
-        y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        h = rows or height
+        y = int(rng.integers(height - h + 1))
         clip = latents.clips[index][order].float()
         image = latents.noised[index, int(backwards)].float() if noised else clip[0]
-        x0.append(clip[..., y : y + h, x : x + w] * model.SCALING_FACTOR)
-        concat.append(image[..., y : y + h, x : x + w])
-        picture = latents.cache.frames[index][order[0], 8 * y : 8 * (y + h), 8 * x : 8 * (x + w)]
+        x0.append(clip[..., y : y + h, :] * model.SCALING_FACTOR)
+        concat.append(image[..., y : y + h, :])
+        picture = latents.cache.frames[index][order[0], 8 * y : 8 * (y + h)]
         pixels.append(clip_pixels((_to_network(picture[None]) + 1) / 2, 224)[0])
         steps = [min(a, b) for a, b in pairwise(order)]
         fps = int(latents.cache.fps[index])
@@ -556,7 +588,8 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
-    """The UNet and the image encoder together, on squares out of clips first, and on whole ones more and more."""
+    """The UNet and the image encoder together, on strips out of clips first, and on whole ones more and more. Strips are as wide as the clip,
+    so that most of what a camera that goes to the right will show is in the first frame."""
     latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}-{run.seed}") for clips in caches]
     run.begin({key: begun(run, parts, key, run.seed + number) for number, key in enumerate(("unet", "image_encoder"), start=1)}, resume)
     unet, encoder = run.networks["unet"], run.networks["image_encoder"]
@@ -565,11 +598,11 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
         pool = latents[rng.choice(len(latents), p=[share for *_, share in SIZES[: len(latents)]] if len(latents) == len(SIZES) else None)]
         whole = rng.random() < 0.15 + 0.6 * progress
-        side = None if whole else 12
-        tokens = data.FRAMES * (pool.clips.shape[-1] * pool.clips.shape[-2] if side is None else side * side)
+        rows = None if whole else 8
+        tokens = data.FRAMES * pool.clips.shape[-1] * (rows or pool.clips.shape[-2])
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
         high_share = 0.4 - 0.15 * progress  # where things go before how they look
-        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, side, only), torch_rng, run.device, high_share)
+        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, rows, only), torch_rng, run.device, high_share)
         return {"loss": each.mean()}
 
     def show() -> None:
@@ -712,9 +745,9 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             rate,
             decay,
             start=arguments.start,
-            muon=name == "unet",
+            muon=name == "unet" or arguments.start is not None,
         )
-        for i, (name, rate, decay) in enumerate((("vae", 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
+        for i, (name, rate, decay) in enumerate((("vae", 8e-4 if arguments.start else 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]
     if arguments.stage == "colours":
         turn(replace(runs[1], name="colours"), parts, caches)
