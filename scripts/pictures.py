@@ -18,7 +18,7 @@ from comfy_server import Server, link
 from demo import SMALL
 from environment import ROOT, say
 from make_checkpoint import SIZES, layout, write_hollow
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(ROOT))
@@ -42,7 +42,8 @@ def main() -> int:
         with server, sync_playwright() as playwright:
             client = Client(server.url)
             files.upload_inputs(client)
-            client.upload(_small_clip(Path(scratch)))
+            for clip in files.small_clips(Path(scratch), (SMALL["width"], SMALL["height"]), demo_model.FRAMES):
+                client.upload(clip)
             chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
             page = chromium.new_page(viewport={"width": 1920, "height": 1000})
             canvas = Canvas(page, server.url)
@@ -56,15 +57,6 @@ def main() -> int:
             if not _monitor(page, canvas, client, server):
                 return 1
     return 0
-
-
-def _small_clip(folder: Path) -> Path:
-    """The clip that comes with the workflows, at the demo model's size and under its own name."""
-    shipped = ROOT / "workflows" / "input" / "clip.webp"
-    with Image.open(shipped) as clip:
-        frames = [ImageOps.fit(frame.convert("RGB"), (SMALL["width"], SMALL["height"])) for frame in ImageSequence.Iterator(clip)]
-    frames[0].save(folder / shipped.name, save_all=True, append_images=frames[1:], lossless=True)
-    return folder / shipped.name
 
 
 def _ran(page: Page, canvas: Canvas, client: Client, name: str) -> bool:

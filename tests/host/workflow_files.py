@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from comfy_client import Prompt
 from environment import ROOT
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from lean_video.media import combine
 
@@ -94,10 +94,10 @@ def upload_inputs(client: Any) -> None:
             client.upload(file)
 
 
-def small_clips(folder: Path) -> list[Path]:
-    """The shipped clips, six frames of 128x64, under their own names in `folder`."""
+def small_clips(folder: Path, size: tuple[int, int] = (128, 64), count: int = 6) -> list[Path]:
+    """The shipped clips in `folder` under their own names, their first `count` frames cut to this width and height."""
     with Image.open(FOLDER / "input" / "clip.webp") as clip:
-        frames = [frame.convert("RGB").resize((128, 64)) for frame in ImageSequence.Iterator(clip)][:6]
+        frames = [ImageOps.fit(frame.convert("RGB"), size) for frame in ImageSequence.Iterator(clip)][:count]
     frames[0].save(folder / "clip.webp", save_all=True, append_images=frames[1:], lossless=True)
     frames_THWC = torch.stack([torch.from_numpy(np.array(frame)) for frame in frames])
     return [folder / "clip.webp", combine(frames_THWC, folder / "clip.mp4", "h264 (mp4)", 6).path]
