@@ -250,7 +250,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
 
     only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
     """
-    begins = run.start is None
+    begins = run.start is None and not only_decoder
     vae: Any = model.fresh(parts["vae"], run.seed) if begins else load_vae(run, parts)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
@@ -289,12 +289,12 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
         mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
         kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
-        share = LPIPS_SHARE * (1.0 if run.start else min(1.0, max(0.0, progress - 0.2) / 0.3))
+        share = LPIPS_SHARE * (1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
         texture = (_texture(x) - _texture(y)).abs().mean()
         # Errors that stay where they are while the picture moves under them; optical flow takes them for a picture that moves less.
         change = (x - y).unflatten(0, (-1, frames)).diff(dim=1).abs().mean() if frames > 1 else torch.zeros(())
-        if run.start:
+        if not begins:
             total = total + texture + change
         return {"loss": total, "error": error, "lpips": distance, "texture": texture, "change": change, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
@@ -704,7 +704,7 @@ def main() -> None:
     parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; for the stages unet and decoder")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
