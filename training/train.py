@@ -52,7 +52,7 @@ LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one t
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SHOWN_CLIPS = 48  # of each size, that `shown` decodes; all of them would take as long as encoding
 LPIPS_SHARE = 0.5
-LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder is trained on once more
+LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
 
 @dataclass
@@ -704,11 +704,13 @@ def main() -> None:
     parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
-    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; with one stage, not with all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
     arguments = parser.parse_args()
+    if arguments.start and arguments.stage == "all":
+        parser.error("--start goes with one stage: the UNet's would take the VAE of FILE, not the one trained before it")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for width, height, share in SIZES:
         data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed)
