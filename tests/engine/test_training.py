@@ -195,6 +195,15 @@ def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) ->
     assert float(losses.max()) < 1e-4
 
 
+@pytest.mark.parametrize(("capability", "quick"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_bfloat16_is_used_only_where_the_cpu_computes_in_it(training: Any, monkeypatch: pytest.MonkeyPatch, capability: str, quick: bool) -> None:
+    train = training("train")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    with train._quick(torch.device("cpu")):
+        assert layer(x).dtype == (torch.bfloat16 if quick else torch.float32)
+
+
 def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(training: Any, tmp_path: Path) -> None:
     train = training("train")
 
