@@ -307,6 +307,9 @@ class Cache:
         fastest = [flow_of(255, float(fps), self.frames.shape[2]) for fps in self.fps]
         return np.flatnonzero(self.flows.mean(1) <= fastest)
 
+    def cut(self, indices: np.ndarray | slice) -> Cache:
+        return Cache(self.frames[indices], self.fps[indices], self.flows[indices])
+
 
 def cache(folder: Path, count: int, width: int, height: int, seed: int = 0, held_out: bool = False, workers: int = 2) -> Cache:
     """`count` clips under `folder`, rendered unless they are there. The same seed gives the same clips."""

@@ -41,9 +41,11 @@ import data  # noqa: E402
 import model  # noqa: E402
 import sources  # noqa: E402
 from lpips import Lpips  # noqa: E402
+from muon import Muon  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
-from lean_video.checkpoints import open_svd  # noqa: E402
+from lean_video.checkpoints import demo, open_svd  # noqa: E402
+from lean_video.models import render  # noqa: E402
 from lean_video.models.images import clip_pixels  # noqa: E402
 
 SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clips
@@ -51,6 +53,7 @@ SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SHOWN_CLIPS = 48  # of each size, that `shown` decodes; all of them would take as long as encoding
+SAMPLED_CLIPS = 96  # that `remake` makes
 LPIPS_SHARE = 0.5
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
@@ -78,16 +81,15 @@ class Run:
     seconds: float = 0.0
     scaled: bool = False  # the VAE's latents have been brought to scale
     start: Path | None = None  # a checkpoint to begin with, instead of fresh weights
-    muon: bool = False  # Muon for the hidden layers' matrices (Jordan et al. 2024), AdamW for the rest; else AdamW for all
+    muon: bool = False  # Muon for the hidden layers' weights, AdamW for the rest; else AdamW for all
 
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
-        matrices = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and _is_hidden(name, tensor)}
-        others = [tensor for name, tensor in self.networks.named_parameters() if name not in matrices]
-        self.optimizers = [torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)]
-        self.flat = [(tensor, nn.Parameter(tensor.detach().view(len(tensor), -1))) for tensor in matrices.values()]
-        if self.flat:
-            self.optimizers.append(torch.optim.Muon([matrix for _, matrix in self.flat], lr=self.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        hidden = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and _is_hidden(name, tensor)}
+        others = [tensor for name, tensor in self.networks.named_parameters() if name not in hidden]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)]
+        if hidden:
+            self.optimizers.append(Muon(hidden.values(), lr=self.rate))
         self.best = {name: tensor.detach().clone() for name, tensor in self.networks.state_dict().items()}
         if resume and self.state_file.exists():
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
@@ -138,8 +140,6 @@ class Run:
             self._share_gradients()
             norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
             if bool(torch.isfinite(norm)):
-                for tensor, matrix in self.flat:
-                    matrix.grad = tensor.grad.flatten(1) if tensor.grad is not None else None
                 for optimizer in self.optimizers:
                     optimizer.step()
             self._average()
@@ -254,7 +254,8 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     and the same for latents that were moved by a part of one, against frames that were moved as far (after EQ-VAE, arXiv:2502.09509): a UNet that has
     a camera pan can then move what it sees, instead of having to know what each latent turns into on the way to the next.
 
-    only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid
+    only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid. With a checkpoint to
+                  start from, half of the steps have latents that its UNet made
     """
     begins = run.start is None and not only_decoder
     vae: Any = model.fresh(parts["vae"], run.seed) if begins else load_vae(run, parts)
@@ -264,6 +265,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     vae = run.networks["vae"]
     look = Lpips().to(run.device)
     held_out = _held_out_frames()
+    sampled = remake(run, run.start, vae, caches) if only_decoder and run.start else []
 
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
         if progress > 0.4 and not run.scaled:
@@ -274,27 +276,35 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         _mix_time(vae, not (begins and still))
         side = 64 if progress < 0.85 else 112
         frames, count = (1, 5 if side == 64 else 2) if still else (3, 3 if side == 64 else 1)
-        crops = _crops(caches, rng, side + 8, frames, run.batch * count).to(run.device)
-        moved = rng.random() < 0.35 and run.scaled
-        dy, dx = (int(rng.integers(-4, 5)) if rng.random() < 0.3 else 0, int(rng.integers(-4, 5))) if moved else (0, 0)
-        with _quick(run.device):
-            moments = vae.encode(crops[..., 4:-4, 4:-4]).latent_dist
-            noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
-            std = moments.std
-            if run.scaled:  # what a UNet makes is not exact either
-                wrong = (torch.rand(len(crops) // frames, generator=torch_rng) * 2 - 1).clamp(min=0)
-                std = std + wrong.repeat_interleave(frames).view(-1, 1, 1, 1).to(run.device) * (LATENT_ERROR / model.SCALING_FACTOR)
-            y = vae.decode(_moved(moments.mean, dy, dx) + std * noise, num_frames=frames).sample.float()
+        kl = torch.zeros(())
+        if sampled and rng.random() < 0.5:
+            x, latents = _cut(sampled, rng, side, frames, run.batch * count)
+            x = x.to(run.device)
+            with _quick(run.device):
+                y = vae.decode(latents.to(run.device), num_frames=frames).sample.float()
+        else:
+            crops = _crops(caches, rng, side + 8, frames, run.batch * count).to(run.device)
+            moved = rng.random() < 0.35 and run.scaled
+            dy, dx = (int(rng.integers(-4, 5)) if rng.random() < 0.3 else 0, int(rng.integers(-4, 5))) if moved else (0, 0)
+            with _quick(run.device):
+                moments = vae.encode(crops[..., 4:-4, 4:-4]).latent_dist
+                noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
+                std = moments.std
+                if run.scaled:  # what a UNet makes is not exact either
+                    wrong = (torch.rand(len(crops) // frames, generator=torch_rng) * 2 - 1).clamp(min=0)
+                    std = std + wrong.repeat_interleave(frames).view(-1, 1, 1, 1).to(run.device) * (LATENT_ERROR / model.SCALING_FACTOR)
+                y = vae.decode(_moved(moments.mean, dy, dx) + std * noise, num_frames=frames).sample.float()
             x = crops[..., 4 + dy : 4 + dy + side, 4 + dx : 4 + dx + side]
             if moved:  # what came in at the edges is not known
                 x, y = x[..., 8:-8, 8:-8], y[..., 8:-8, 8:-8]
+            unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
+            mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
+            kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
+        with _quick(run.device):
             distance = _distance(look, x, y, rng)
         # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
-        unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
-        mean, log_variance = moments.mean.float(), moments.logvar.float() + math.log(unit)
-        kl = 0.5 * (mean.square() * unit + log_variance.exp() - 1 - log_variance).mean()
         share = LPIPS_SHARE * (1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
         texture = (_texture(x) - _texture(y)).abs().mean()
@@ -426,6 +436,66 @@ def _report(truth: np.ndarray, made: np.ndarray) -> str:
     return f"PSNR {decibels.mean():.2f} dB (films {films:.2f}, pictures {stills:.2f}), sharpness {data.sharpness(made) / data.sharpness(truth):.2f} of the frames'"
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Clips, and latents like theirs that a UNet made.
+
+    latents  [N,T,4,h,w] float16, in the VAE's scale
+    frames   [N,T,H,W,3] uint8
+    """
+
+    latents: Tensor
+    frames: np.ndarray
+
+
+@torch.no_grad()
+def remake(run: Run, start: Path, vae: Any, caches: Sequence[data.Cache]) -> list[Sampled]:
+    """Some of the clips as the UNet of the checkpoint makes them: with noise on them as from the middle of sampling, and sampled from there, so that
+    they are softened and textured as its own are, and things are still where they were."""
+    svd, found = open_svd(start), []
+    for cache, (width, height, share) in zip(caches, SIZES, strict=True):
+        few = cache.cut(cache.tellable[: round(SAMPLED_CLIPS * share)])
+        latents = encode(run, vae, few, f"few-{width}x{height}-{len(few.fps)}-{run.seed}")
+        buckets = latents.cache.buckets()
+
+        def one(index: int, few: data.Cache = few, latents: Latents = latents, buckets: np.ndarray = buckets) -> tuple[Tensor, ...]:
+            rng = np.random.default_rng((run.seed, index))
+            picture = torch.from_numpy(np.array(few.frames[index][0])).float() / 255
+            tall, wide = picture.shape[:2]
+            conditioning = render.condition(svd, picture, wide, tall, device=run.device, fps=int(few.fps[index]), motion_bucket=int(buckets[index]))
+            made = render.sample_clip(
+                svd,
+                conditioning,
+                frames=data.FRAMES,
+                steps=8,
+                solver="dpmpp_2m",
+                schedule=demo.SCHEDULE,
+                guidance=demo.GUIDANCE,
+                seed=index,
+                device=run.device,
+                start_T4hw=latents.clips[index].float(),
+                strength=float(rng.uniform(0.25, 0.6)),
+            )
+            return (made.half(),)
+
+        (made,) = _divided(run, f"sampled-{width}x{height}-{len(few.fps)}-{run.seed}", len(few.fps), one)
+        found.append(Sampled(made, few.frames))
+    return found
+
+
+def _cut(sampled: Sequence[Sampled], rng: np.random.Generator, side: int, frames: int, count: int) -> tuple[Tensor, Tensor]:
+    """[count * frames,3,side,side] in -1..1 and the latents to be decoded to them, out of clips at random."""
+    pictures, latents = [], []
+    for _ in range(count):
+        clips = sampled[rng.integers(len(sampled))]
+        index, first = int(rng.integers(len(clips.latents))), int(rng.integers(clips.latents.shape[1] - frames + 1))
+        h, w = clips.latents.shape[-2:]
+        y, x = int(rng.integers(h - side // 8 + 1)), int(rng.integers(w - side // 8 + 1))
+        pictures.append(clips.frames[index, first : first + frames, 8 * y : 8 * y + side, 8 * x : 8 * x + side])
+        latents.append(clips.latents[index, first : first + frames, :, y : y + side // 8, x : x + side // 8].float())
+    return _to_network(np.concatenate(pictures)), torch.cat(latents)
+
+
 def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, frames: int, count: int) -> Tensor:
     """[count * frames,3,side,side] in -1..1, out of clips at random."""
     found: list[np.ndarray] = []
@@ -472,33 +542,41 @@ class Latents:
 
 @torch.no_grad()
 def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
+    def one(index: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed((run.seed << 32) + index)
+        augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
+        x = _to_network(cache.frames[index])
+        ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
+        with _quick(run.device):
+            z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode().half().cpu()
+        return z[:-2], z[-2:], augmentation
+
+    clips, noised, augmentation = _divided(run, f"latents-{name}", len(cache.fps), one)
+    share = shown(run, vae, clips, cache)
+    say(f"of the clips' flow the decoder shows {share:.2f}")
+    return Latents(clips, noised, augmentation, replace(cache, flows=cache.flows * share))
+
+
+def _divided(run: Run, name: str, count: int, one: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
+    """What `one` gives for 0 to count - 1, stacked: made by all workers, each its part, and kept in the run's folder."""
     rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    path, shares = run.folder / f"latents-{name}.pt", [run.folder / f"latents-{name}.{rank}.pt" for rank in range(workers)]
+    path, shares = run.folder / f"{name}.pt", [run.folder / f"{name}.{rank}.pt" for rank in range(workers)]
     if not path.exists():
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in range(rank, len(cache.fps), workers):
-            generator = torch.Generator().manual_seed((run.seed << 32) + index)
-            augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
-            x = _to_network(cache.frames[index])
-            ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
-            with _quick(run.device):
-                z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode().half().cpu()
-            found.append((z[:-2], z[-2:], augmentation))
+        found: list[tuple[Tensor, ...]] = []
+        for index in range(rank, count, workers):
+            found.append(one(index))
             if index % 200 == 0:
-                say(f"encoding {name}: {index} of {len(cache.fps)}")
+                say(f"{name}: {index} of {count}")
         torch.save([torch.stack(tensors) for tensors in zip(*found, strict=True)], shares[rank])
         _together()
         if rank == 0:
             parts = [torch.load(share, weights_only=True) for share in shares]
-            order = torch.cat([torch.arange(start, len(cache.fps), workers) for start in range(workers)]).argsort()
+            order = torch.cat([torch.arange(start, count, workers) for start in range(workers)]).argsort()
             torch.save([torch.cat(tensors)[order] for tensors in zip(*parts, strict=True)], path)
             for share in shares:
                 share.unlink()
         _together()
-    clips, noised, augmentation = torch.load(path, weights_only=True)
-    share = shown(run, vae, clips, cache)
-    say(f"of the clips' flow the decoder shows {share:.2f}")
-    return Latents(clips, noised, augmentation, replace(cache, flows=cache.flows * share))
+    return torch.load(path, weights_only=True)
 
 
 @torch.no_grad()
@@ -646,8 +724,6 @@ def turn(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache]) -> None:
 
 def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[data.Cache]) -> None:
     """Clips by the pack's own sampling, from held-out pictures (or from the only clips trained on): a row each, and how much they move."""
-    from lean_video.models import render
-
     svd, device = open_svd(path), torch.device("cpu")
     rows: list[np.ndarray] = []
     if only is not None:
@@ -659,7 +735,7 @@ def _strips(run: Run, path: Path, only: Sequence[int] | None, caches: Sequence[d
     for index, (image, bucket, fps) in enumerate(images):
         picture = torch.from_numpy(np.array(image)).float() / 255
         conditioning = render.condition(svd, picture, image.shape[1], image.shape[0], device=device, fps=fps, motion_bucket=bucket)
-        latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=12, solver="dpmpp_2m", guidance=(1.0, 1.5), seed=index, device=device)
+        latents = render.sample_clip(svd, conditioning, frames=data.FRAMES, steps=12, solver="dpmpp_2m", schedule=demo.SCHEDULE, guidance=demo.GUIDANCE, seed=index, device=device)
         frames = (render.decode_clip(svd, latents, device=device) * 255).round().to(torch.uint8).numpy()
         flow, decibels = float(data.flow_lengths(frames).mean()), 10 * math.log10(255**2 / np.square(frames[0].astype(np.float32) - image).mean())
         asked = data.flow_of(bucket, fps, image.shape[0])
@@ -727,10 +803,6 @@ def main() -> None:
         multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
 
 
-def _first(clips: data.Cache, count: int) -> data.Cache:
-    return data.Cache(clips.frames[:count], clips.fps[:count], clips.flows[:count])
-
-
 def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     """One worker, from the caches to the checkpoint."""
     if arguments.device == "cpu":
@@ -766,9 +838,9 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     if arguments.stage in ("unet", "all"):
         vae = load_vae(runs[1], parts).to(arguments.device)
         if arguments.overfit:
-            caches = [_first(caches[0], arguments.overfit)]
+            caches = [caches[0].cut(slice(arguments.overfit))]
         elif arguments.unet_clips:
-            caches = [_first(clips, round(arguments.unet_clips * share)) for clips, (*_, share) in zip(caches, SIZES, strict=True)]
+            caches = [clips.cut(slice(round(arguments.unet_clips * share))) for clips, (*_, share) in zip(caches, SIZES, strict=True)]
         train_unet(runs[1], parts, vae, caches, arguments.resume, None if not arguments.overfit else range(arguments.overfit))
     if workers > 1:
         distributed.destroy_process_group()

@@ -204,6 +204,32 @@ def test_bfloat16_is_used_only_where_the_cpu_computes_in_it(training: Any, monke
         assert layer(x).dtype == (torch.bfloat16 if quick else torch.float32)
 
 
+def test_sampled_latents_are_cut_where_their_frames_are(training: Any) -> None:
+    train = training("train")
+    small = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
+    latents = torch.from_numpy(small).permute(0, 1, 4, 2, 3).half()
+    sampled = [train.Sampled(latents, small.repeat(8, 2).repeat(8, 3))]
+    pictures, cut = train._cut(sampled, np.random.default_rng(1), 64, 3, 4)
+    assert pictures.shape == (12, 3, 64, 64)
+    torch.testing.assert_close((torch.nn.functional.avg_pool2d(pictures, 8) + 1) * 127.5, cut, rtol=0, atol=0.01)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has none to compare with")
+def test_muon_moves_convolutions_as_torchs_moves_their_matrices(training: Any) -> None:
+    muon = training("muon")
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(20, 3, 3, 3, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    optimizers = [muon.Muon([ours], lr=0.01), torch.optim.Muon([theirs], lr=0.01, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")]
+    for _ in range(3):
+        ours.grad = torch.randn(start.shape, generator=generator)
+        theirs.grad = ours.grad.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (ours - start).abs().mean()
+    assert (ours.flatten(1) - theirs).abs().mean() < 0.05 * moved  # torch's rounds to bfloat16
+
+
 def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(training: Any, tmp_path: Path) -> None:
     train = training("train")
 

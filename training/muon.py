@@ -1,0 +1,48 @@
+"""Muon for networks of convolutions: `torch.optim.Muon` takes matrices alone, and orthogonalises them in bfloat16, which takes a CPU without AVX-512 twenty times as long as float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # steep at zero: singular values come between 0.7 and 1.2 in five steps
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon), of weights [out, ...] as matrices of `out` rows.
+
+    An update is as large as AdamW's usual one, so that both can have the same rate (Liu et al. 2025, arXiv:2502.16982). Weight decay is decoupled.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.01, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step with the gradients there are."""
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+                matrix = weight.grad.lerp(average, momentum).flatten(1)  # Nesterov's
+                weight.mul_(1 - rate * group["weight_decay"])
+                weight.add_(orthogonal(matrix).view_as(weight), alpha=-rate * 0.2 * math.sqrt(max(matrix.shape)))
+
+
+def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
+    """A matrix with the same singular vectors and singular values near 1, by Newton-Schulz iteration."""
+    a, b, c = POLYNOMIAL
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
