@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..vram.meter import Measured
 
 _USUAL_CLIP, _DEMO_CLIP = (25, 1024, 576), (demo.FRAMES, *demo.SIZES[0])  # frames, width, height
-_USUAL_GUIDANCE = (1.0, 3.0)
+_USUAL_GUIDANCE, _USUAL_SCHEDULE = (1.0, 3.0), "karras"
 
 
 def _scales(guidance: tuple[float, float]) -> str:
@@ -57,7 +57,12 @@ def add_commands(add_parser: AddParser) -> None:
     render.add_argument("--resize", choices=("crop", "pad", "stretch"), default="crop")
     render.add_argument("--steps", type=int, default=25)
     render.add_argument("--solver", choices=("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"), default="euler")
-    render.add_argument("--schedule", choices=("karras", "exponential", "align_your_steps", "uniform"), default="karras")
+    render.add_argument(
+        "--schedule",
+        choices=("karras", "exponential", "align_your_steps", "uniform"),
+        default=argparse.SUPPRESS,
+        help=f"{_USUAL_SCHEDULE} if not given; {demo.SCHEDULE} for the demo model",
+    )
     render.add_argument(
         "--guidance",
         type=float,
@@ -98,6 +103,11 @@ def _clip(options: argparse.Namespace) -> tuple[int, int, int]:
 def _guidance(options: argparse.Namespace) -> tuple[float, float]:
     """As asked for, or what suits the checkpoint."""
     return tuple(getattr(options, "guidance", demo.GUIDANCE if options.checkpoint == demo.NAME else _USUAL_GUIDANCE))  # type: ignore[return-value]
+
+
+def _schedule(options: argparse.Namespace) -> str:
+    """As asked for, or what suits the checkpoint."""
+    return str(getattr(options, "schedule", demo.SCHEDULE if options.checkpoint == demo.NAME else _USUAL_SCHEDULE))
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -231,7 +241,7 @@ def _render(options: argparse.Namespace) -> int:
             steps=options.steps,
             device=device,
             solver=options.solver,
-            schedule=options.schedule,
+            schedule=_schedule(options),
             guidance=_guidance(options),
             guidance_mode=options.guidance_mode,
             seed=options.seed,

@@ -58,7 +58,7 @@ def clip_at(svd: SVDModel, photo: Tensor) -> Any:
     @functools.cache
     def make(bucket: int) -> Tensor:
         conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU, motion_bucket=bucket)
-        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=12, solver="dpmpp_2m", guidance=demo.GUIDANCE, device=CPU)
+        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=12, solver="dpmpp_2m", schedule=demo.SCHEDULE, guidance=demo.GUIDANCE, device=CPU)
         return decode_clip(svd, latents, device=CPU)
 
     return make
@@ -102,15 +102,17 @@ def test_a_size_that_it_does_not_know_is_told(tmp_path: Path, capsys: pytest.Cap
     assert demo.unlikely(192, 144) == ""
 
 
-def test_render_guides_as_suits_it(tmp_path: Path) -> None:
+def test_render_samples_as_suits_it(tmp_path: Path) -> None:
     def latents(name: str, *options: str) -> Tensor:
-        short = ["--steps", "1", "--frames", "3", "--width", "64", "--height", "64", "--device", "cpu", "--save-latents", str(tmp_path / f"{name}.safetensors")]
+        short = ["--steps", "2", "--frames", "3", "--width", "64", "--height", "64", "--device", "cpu", "--save-latents", str(tmp_path / f"{name}.safetensors")]
         assert main(["render", "demo", str(PHOTO), str(tmp_path / f"{name}.mp4"), *short, *options]) == 0
         return load_file(tmp_path / f"{name}.safetensors")["samples"]
 
-    asked = [str(scale) for scale in demo.GUIDANCE]
-    torch.testing.assert_close(latents("not-asked"), latents("asked", "--guidance", *asked), rtol=0, atol=0)
-    assert not torch.equal(latents("not-asked-again"), latents("usual", "--guidance", "1", "3"))
+    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE]
+    ours = latents("not-asked")
+    torch.testing.assert_close(ours, latents("asked", *asked), rtol=0, atol=0)
+    assert not torch.equal(ours, latents("usual-guidance", "--guidance", "1", "3"))
+    assert not torch.equal(ours, latents("usual-schedule", "--schedule", "karras"))
 
 
 def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +120,9 @@ def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.M
     small = importlib.import_module("demo").SMALL
     prompt = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
     shipped = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
-    for values in (small, shipped):
-        assert (values["checkpoint"], values["width"], values["height"], values["frames"], values["guidance_max"]) == (demo.NAME, WIDTH, HEIGHT, demo.FRAMES, demo.GUIDANCE[1])
+    suited = {"checkpoint": demo.NAME, "width": WIDTH, "height": HEIGHT, "frames": demo.FRAMES, "schedule": demo.SCHEDULE, "guidance_max": demo.GUIDANCE[1]}
+    assert small == suited
+    assert shipped | suited == shipped
 
 
 def test_plan_is_for_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,8 +207,8 @@ GUIDED, UNGUIDED = demo.GUIDANCE, (1.0, 1.0)
     [
         ("karras", UNGUIDED),
         ("exponential", GUIDED),
-        ("uniform", GUIDED),
-        pytest.param("karras", GUIDED, marks=pytest.mark.xfail(strict=True, reason="With guidance and the default schedule Euler is nearer: see bench/demo_model.md.")),
+        (demo.SCHEDULE, GUIDED),
+        pytest.param("karras", GUIDED, marks=pytest.mark.xfail(strict=True, reason="With guidance and Karras' schedule Euler is nearer: see bench/demo_model.md.")),
     ],
 )
 def test_dpm_solver_gets_nearer_than_euler_in_twelve_steps(latents_of: Any, schedule: str, guidance: tuple[float, float]) -> None:
