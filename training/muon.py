@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # steep at zero: singular values come between 0.7 and 1.2 in five steps
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # steep at zero: five steps bring singular values of 0.02 to 1 to 0.68 to 1.13
 
 
 class Muon(torch.optim.Optimizer):
