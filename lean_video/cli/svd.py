@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ..models.svd import SVDModel
     from ..vram.meter import Measured
 
-_USUAL_CLIP, _DEMO_CLIP = (25, 1024, 576), (demo.FRAMES, *demo.SIZES[0])  # frames, width, height
-_USUAL_GUIDANCE, _USUAL_SCHEDULE = (1.0, 3.0), "karras"
+# What a clip is made with where nothing is asked for, by checkpoint.
+_USUAL = {"frames": 25, "width": 1024, "height": 576, "schedule": "karras", "guidance": (1.0, 3.0)}
+_DEMO = {"frames": demo.FRAMES, "width": demo.SIZES[0][0], "height": demo.SIZES[0][1], "schedule": demo.SCHEDULE, "guidance": demo.GUIDANCE}
 
 
-def _scales(guidance: tuple[float, float]) -> str:
-    return "{:g} {:g}".format(*guidance)
+def _help(name: str) -> str:
+    usual, demos = (" ".join(map("{:g}".format, values[name])) if isinstance(values[name], tuple) else values[name] for values in (_USUAL, _DEMO))
+    return f"{usual} if not given; {demos} for the demo model"
 
 
 def add_commands(add_parser: AddParser) -> None:
@@ -61,7 +63,7 @@ def add_commands(add_parser: AddParser) -> None:
         "--schedule",
         choices=("karras", "exponential", "align_your_steps", "uniform"),
         default=argparse.SUPPRESS,
-        help=f"{_USUAL_SCHEDULE} if not given; {demo.SCHEDULE} for the demo model",
+        help=_help("schedule"),
     )
     render.add_argument(
         "--guidance",
@@ -69,7 +71,7 @@ def add_commands(add_parser: AddParser) -> None:
         nargs=2,
         metavar=("MIN", "MAX"),
         default=argparse.SUPPRESS,
-        help=f"{_scales(_USUAL_GUIDANCE)} if not given; {_scales(demo.GUIDANCE)} for the demo model",
+        help=_help("guidance"),
     )
     render.add_argument("--guidance-mode", choices=("linear", "triangular", "constant"), default="linear")
     render.add_argument("--fps", type=int, default=6)
@@ -90,24 +92,15 @@ def add_commands(add_parser: AddParser) -> None:
 
 
 def _add_clip(parser: argparse.ArgumentParser) -> None:
-    for name, usual, demos in zip(("frames", "width", "height"), _USUAL_CLIP, _DEMO_CLIP, strict=True):
-        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{usual} if not given; {demos} for the demo model")
+    for name in ("frames", "width", "height"):
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=_help(name))
 
 
-def _clip(options: argparse.Namespace) -> tuple[int, int, int]:
-    """Frames, width, height: as asked for, or what the checkpoint is for."""
-    usual = _DEMO_CLIP if options.checkpoint == demo.NAME else _USUAL_CLIP
-    return tuple(getattr(options, name, value) for name, value in zip(("frames", "width", "height"), usual, strict=True))  # type: ignore[return-value]
-
-
-def _guidance(options: argparse.Namespace) -> tuple[float, float]:
-    """As asked for, or what suits the checkpoint."""
-    return tuple(getattr(options, "guidance", demo.GUIDANCE if options.checkpoint == demo.NAME else _USUAL_GUIDANCE))  # type: ignore[return-value]
-
-
-def _schedule(options: argparse.Namespace) -> str:
-    """As asked for, or what suits the checkpoint."""
-    return str(getattr(options, "schedule", demo.SCHEDULE if options.checkpoint == demo.NAME else _USUAL_SCHEDULE))
+def _complete(options: argparse.Namespace) -> None:
+    """What was not asked for is as suits the checkpoint."""
+    for name, value in (_DEMO if options.checkpoint == demo.NAME else _USUAL).items():
+        if not hasattr(options, name):
+            setattr(options, name, value)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -142,6 +135,7 @@ def _budget(text: str) -> Budget:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    _complete(options)
     from ..checkpoints import open_svd
     from ..checkpoints.published import PUBLISHED, published_parts
     from ..models import svd
@@ -152,8 +146,8 @@ def _plan(options: argparse.Namespace) -> int:
         model = svd.SVDModel(Path(options.checkpoint), options.checkpoint, "single file", precision, published_parts())
     else:
         model = open_svd(demo.checkpoint(options.checkpoint), options.precision, device_type="cuda")
-    frames, width, height = _clip(options)
-    width, height = svd.round_size(model, width, height)
+    frames = options.frames
+    width, height = svd.round_size(model, options.width, options.height)
     plan = _planned(model, frames, width, height, options.budget, gpu())
     if options.json:
         size = {"frames": frames, "width": width, "height": height, "precision": model.precision}
@@ -181,11 +175,12 @@ def _planned(model: SVDModel, frames: int, width: int, height: int, budget: Budg
 
 
 def _render(options: argparse.Namespace) -> int:
+    _complete(options)
     from ..media import combine
 
     preset = preset_for(options.out)
-    frames, *asked = _clip(options)
-    _check_render(options, frames, *asked)
+    frames, asked = options.frames, [options.width, options.height]
+    _check_render(options)
     image = read_image(options.image)
 
     from ..checkpoints import open_svd
@@ -241,8 +236,8 @@ def _render(options: argparse.Namespace) -> int:
             steps=options.steps,
             device=device,
             solver=options.solver,
-            schedule=_schedule(options),
-            guidance=_guidance(options),
+            schedule=options.schedule,
+            guidance=tuple(options.guidance),
             guidance_mode=options.guidance_mode,
             seed=options.seed,
             transfer=sampling.transfer,
@@ -265,20 +260,20 @@ def _render(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_render(options: argparse.Namespace, frames: int, width: int, height: int) -> None:
+def _check_render(options: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
     from ..models.svd import check_clip, check_steps
 
     check_steps(options.steps)
-    check_clip(frames, width, height)
+    check_clip(options.frames, options.width, options.height)
     if not 1 <= options.fps <= 120:
         raise LeanVideoError(f"{options.fps} fps cannot be asked for: choose 1 to 120.")
     if not 0 <= options.motion_bucket <= 1023:
         raise LeanVideoError(f"The motion bucket {options.motion_bucket} is out of range: choose 0 to 1023.")
     if not 0 <= options.augmentation <= 10:
         raise LeanVideoError(f"The augmentation {options.augmentation} is out of range: choose 0 to 10.")
-    if not all(0 <= scale <= 100 for scale in _guidance(options)):
-        raise LeanVideoError("The guidance {} {} is out of range: choose 0 to 100.".format(*_guidance(options)))
+    if not all(0 <= scale <= 100 for scale in options.guidance):
+        raise LeanVideoError("The guidance {} {} is out of range: choose 0 to 100.".format(*options.guidance))
     for name, seed in (("seed", options.seed), ("augmentation seed", options.augmentation_seed)):
         if not 0 <= seed < 2**64:
             raise LeanVideoError(f"The {name} {seed} is out of range: choose 0 to {2**64 - 1}.")
