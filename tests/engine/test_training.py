@@ -230,6 +230,20 @@ def test_muon_moves_convolutions_as_torchs_moves_their_matrices(training: Any) -
     assert (ours.flatten(1) - theirs).abs().mean() < 0.05 * moved  # torch's rounds to bfloat16
 
 
+def test_convolutions_over_time_are_the_same_in_two_dimensions(training: Any) -> None:
+    train = training("train")
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(6, 5, (3, 1, 1), padding=(1, 0, 0))
+    x = torch.randn(2, 6, 4, 3, 7)
+    expected = conv(x)
+    (by_torch,) = torch.autograd.grad(expected.square().sum(), conv.weight)
+    train._in_two_dimensions(torch.nn.Sequential(conv))
+    made = conv(x)
+    (by_ours,) = torch.autograd.grad(made.square().sum(), conv.weight)
+    assert torch.allclose(made, expected, atol=1e-6)
+    assert torch.allclose(by_ours, by_torch, atol=1e-4)
+
+
 def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(training: Any, tmp_path: Path) -> None:
     train = training("train")
 
