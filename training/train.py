@@ -53,7 +53,7 @@ SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clip
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-SHOWN_CLIPS = 48  # of each size, that `shown` decodes; all of them would take as long as encoding
+SHOWN_CLIPS = 24  # of each size, that `shown` decodes; all of them would take as long as encoding
 SAMPLED_CLIPS = 96  # that `remake` makes
 LPIPS_SHARE = 0.5, 1.25  # in a VAE's loss from fresh weights, and when it goes on
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
@@ -562,7 +562,8 @@ def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
         x = _to_network(cache.frames[index])
         ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
         with _quick(run.device):
-            z = vae.encode(torch.cat([x, ends]).to(run.device)).latent_dist.mode().half().cpu()
+            each = torch.cat([x, ends]).to(run.device).split(1)  # one by one they stay in a CPU's caches, which halves the time
+            z = torch.cat([vae.encode(picture).latent_dist.mode().half().cpu() for picture in each])
         return z[:-2], z[-2:], augmentation
 
     clips, noised, augmentation = _divided(run, f"latents-{name}", len(cache.fps), one)
@@ -726,10 +727,10 @@ def write(run: Run, parts: dict[str, Any], vae: Any) -> Path:
     return path
 
 
-def turn(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache]) -> None:
-    """Turns the latents of the checkpoint to start from."""
+def change(run: Run, parts: dict[str, Any], how: Callable[[Any, Any], None]) -> None:
+    """The checkpoint to start from with its VAE and UNet changed by hand."""
     vae, unet = load_vae(run, parts), begun(run, parts, "unet", 0)
-    model.rotate_latents(_colours(run, vae, caches), vae, unet)
+    how(vae, unet)
     run.best = {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
     run.networks = nn.ModuleDict({"unet": unet})
     if not run.rank:
@@ -785,9 +786,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--stage",
-        choices=("vae", "unet", "all", "decoder", "colours"),
+        choices=("vae", "unet", "all", "decoder", "colours", "buckets"),
         default="all",
-        help="decoder: the VAE's decoder once more, for latents as they are; colours: turn the latents of --start so that previews show the right ones",
+        help="decoder: the VAE's decoder once more, for latents as they are; colours: turn the latents of --start so that previews show the right ones; "
+        "buckets: have a motion bucket mean --ratio times what it does in --start",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -801,6 +803,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; with one stage, not with all")
+    parser.add_argument("--ratio", type=float, default=1.0, metavar="R", help="for --stage buckets")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
@@ -844,7 +847,9 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
         for i, (name, rate, decay) in enumerate((("vae", 8e-4 if arguments.start else 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))
     ]
     if arguments.stage == "colours":
-        turn(replace(runs[1], name="colours"), parts, caches)
+        change(replace(runs[1], name="colours"), parts, lambda vae, unet: model.rotate_latents(_colours(runs[1], vae, caches), vae, unet))
+    if arguments.stage == "buckets":
+        change(replace(runs[1], name="buckets"), parts, lambda vae, unet: model.rescale_buckets(unet, arguments.ratio))
     if arguments.stage in ("vae", "all"):
         train_vae(runs[0], parts, caches, arguments.resume)
     if arguments.stage == "decoder":

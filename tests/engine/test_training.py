@@ -173,6 +173,27 @@ def test_turned_latents_change_nothing_but_the_previews_colours(training: Any, t
     torch.testing.assert_close(z @ hidden @ found.T @ true, z @ true, rtol=0, atol=1e-2)
 
 
+def test_a_rescaled_bucket_means_what_as_many_times_more_did(training: Any, tmp_path: Path) -> None:
+    model = training("model")
+    unet = model.fresh(model.plan(tmp_path)["unet"], 0).eval()
+    first, width = unet.add_embedding.linear_1, 256
+    speed = 10_000.0 ** (-torch.arange(128) / 128)
+    with torch.no_grad():
+        first.weight[:, width : 2 * width] *= (speed.repeat(2) < 0.02).float()  # a trained one is smooth over the buckets, too
+    before = first.weight.clone()
+
+    def meant(buckets: torch.Tensor) -> torch.Tensor:
+        return unet.add_time_proj(buckets) @ first.weight[:, width : 2 * width].T
+
+    buckets = torch.arange(0.0, 86.0)
+    expected = meant(3 * buckets).detach()
+    assert (meant(buckets) - expected).norm() > 0.5 * (expected - expected.mean(0)).norm()
+    model.rescale_buckets(unet, 3.0)
+    assert (meant(buckets) - expected).norm() < 0.05 * (expected - expected.mean(0)).norm()
+    torch.testing.assert_close(first.weight[:, :width], before[:, :width])
+    torch.testing.assert_close(first.weight[:, 2 * width :], before[:, 2 * width :])
+
+
 def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) -> None:
     """Sampling turns the network's output into the clip by c_skip and c_out: what it is trained to give is what makes that exact."""
     train = training("train")
