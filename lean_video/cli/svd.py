@@ -8,7 +8,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import demo
 from ..errors import LeanVideoError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..vram.meter import Measured
 
 # What a clip is made with where nothing is asked for, by checkpoint.
-_USUAL = {"frames": 25, "width": 1024, "height": 576, "schedule": "karras", "guidance": (1.0, 3.0)}
-_DEMO = {"frames": demo.FRAMES, "width": demo.SIZES[0][0], "height": demo.SIZES[0][1], "schedule": demo.SCHEDULE, "guidance": demo.GUIDANCE}
+_USUAL: dict[str, Any] = {"frames": 25, "width": 1024, "height": 576, "schedule": "karras", "guidance": (1.0, 3.0)}
+_DEMO: dict[str, Any] = {"frames": demo.FRAMES, "width": demo.SIZES[0][0], "height": demo.SIZES[0][1], "schedule": demo.SCHEDULE, "guidance": demo.GUIDANCE}
 
 
 def _help(name: str) -> str:
