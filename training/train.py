@@ -55,7 +55,7 @@ LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one t
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SHOWN_CLIPS = 24  # of each size, that `shown` decodes; all of them would take as long as encoding
 SAMPLED_CLIPS = 96  # that `remake` makes
-LPIPS_SHARE = 0.5, 1.25  # in a VAE's loss from fresh weights, and when it goes on
+LPIPS_SHARE = 0.5
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
 
@@ -249,7 +249,7 @@ def _quick(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _in_two_dimensions(network: nn.Module) -> None:
-    """Has convolutions over time alone work as 2-D ones, [T,H*W]: the same numbers, and on a CPU without torch's slow path for 3-D ones a step takes a quarter less."""
+    """Has convolutions over time alone work as 2-D ones, [T,H*W]: the same numbers without torch's slow path for 3-D ones on a CPU, where a VAE's step takes a quarter less."""
     for conv in network.modules():
         if isinstance(conv, nn.Conv3d) and conv.kernel_size[1:] == (1, 1):
             conv.forward = functools.partial(_over_time, conv)
@@ -319,13 +319,13 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
-        share = LPIPS_SHARE[0] * min(1.0, max(0.0, progress - 0.2) / 0.3) if begins else LPIPS_SHARE[1]
+        share = LPIPS_SHARE * (1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
         texture = (_texture(x) - _texture(y)).abs().mean()
         # Errors that stay where they are while the picture moves under them; optical flow takes them for a picture that moves less.
         change = (x - y).unflatten(0, (-1, frames)).diff(dim=1).abs().mean() if frames > 1 else torch.zeros(())
         if not begins:
-            total = total + 2 * texture + change
+            total = total + texture + change
         return {"loss": total, "error": error, "lpips": distance, "texture": texture, "change": change, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
 
     def show() -> None:
@@ -803,21 +803,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; with one stage, not with all")
-    parser.add_argument("--ratio", type=float, default=1.0, metavar="R", help="for --stage buckets")
+    parser.add_argument("--ratio", type=float, metavar="R", help="for --stage buckets")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
     arguments = parser.parse_args()
     if arguments.start and arguments.stage == "all":
         parser.error("--start goes with one stage: the UNet's would take the VAE of FILE, not the one trained before it")
+    if arguments.stage == "buckets" and not (arguments.start and arguments.ratio):
+        parser.error("--stage buckets needs --start and --ratio")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    for width, height, share in SIZES:
-        data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed)
+    _caches(arguments)
     workers = arguments.workers or (len(os.sched_getaffinity(0)) if arguments.device == "cpu" else 1)
     if workers == 1:
         work(0, arguments, 1)
     else:
         multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
+
+
+def _caches(arguments: argparse.Namespace) -> list[data.Cache]:
+    """The clips of each size, which are rendered unless they are there; none for the stage that looks at none."""
+    sizes = () if arguments.stage == "buckets" else SIZES
+    return [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in sizes]
 
 
 def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
@@ -829,7 +836,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
         distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=workers)
     minutes, steps = _each(arguments.minutes or (None if arguments.steps else (30, 60))), _each(arguments.steps)
     parts = model.plan(arguments.folder / f"worker-{rank}")
-    caches = [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in SIZES]
+    caches = _caches(arguments)
     runs = [
         Run(
             name,
