@@ -12,6 +12,7 @@ import time
 import weakref
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -272,15 +273,17 @@ def test_a_diffusers_folder_loads_to_the_same_weights_and_norms(diffusers_folder
 
 def test_a_diffusers_folder_gives_the_same_outputs(diffusers_folder: Path, published: SVDModel) -> None:
     model = open_svd(diffusers_folder)
-    x, embedding, ids = torch.randn(1, 2, 8, 8, 16), torch.randn(1, 1, 64), torch.tensor([[5.0, 127.0, 0.02]])
-    z, pixels = torch.randn(3, 4, 4, 8), torch.randn(1, 3, 224, 224)
+    rng = torch.Generator().manual_seed(4)
+    x, embedding, z, pixels = (torch.randn(shape, generator=rng).double() for shape in ((1, 2, 8, 8, 16), (1, 1, 64), (3, 4, 4, 8), (1, 3, 224, 224)))
+    ids = torch.tensor([[5.0, 127.0, 0.02]]).double()
 
     def outputs(of: SVDModel) -> tuple[Tensor, ...]:
-        return of.unet(x, 0.5, embedding, ids)[0], of.vae.decode(z, num_frames=3).sample, of.image_encoder(pixels).image_embeds
+        unet, vae, image_encoder = (deepcopy(network).double() for network in (of.unet, of.vae, of.image_encoder))
+        return unet(x, 0.5, embedding, ids)[0], vae.decode(z, num_frames=3).sample, image_encoder(pixels).image_embeds
 
     with torch.inference_mode():
         for ours, theirs in zip(outputs(model), outputs(published), strict=True):
-            assert relative(ours, theirs) < 1e-6  # where a weight lies in memory picks the kernel
+            assert relative(ours, theirs) < 1e-12  # in float64, since where a weight lies in memory picks the kernel, and with it the rounding
 
 
 @pytest.mark.parametrize(
