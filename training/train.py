@@ -56,6 +56,7 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SHOWN_CLIPS = 24  # of each size, that `shown` decodes; all of them would take as long as encoding
 SAMPLED_CLIPS = 96  # that `remake` makes
 LPIPS_SHARE = 0.5
+MOVED_SHARE = 0.6  # of the steps in which the VAE's latents are moved by less than one
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
 
@@ -265,8 +266,8 @@ def _over_time(conv: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
 
 def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], resume: bool, only_decoder: bool = False) -> Any:
     """The trained VAE: absolute error and LPIPS against the clips' own frames, whole short clips at a time so that the temporal layers learn too;
-    and the same for latents that were moved by a part of one, against frames that were moved as far (after EQ-VAE, arXiv:2502.09509): a UNet that has
-    a camera pan can then move what it sees, instead of having to know what each latent turns into on the way to the next.
+    and the same for the latents of one picture moved by parts of one from frame to frame, against the picture moved as far (after EQ-VAE,
+    arXiv:2502.09509): a UNet that has a camera pan can then move what it sees, instead of having to know what each latent turns into on the way to the next.
 
     only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid. With a checkpoint to
                   start from, half of the steps have latents that its UNet made
@@ -297,18 +298,19 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
             with _quick(run.device):
                 y = vae.decode(latents.to(run.device), num_frames=frames).sample.float()
         else:
-            crops = _crops(caches, rng, side + 8, frames, run.batch * count).to(run.device)
-            moved = rng.random() < 0.35 and run.scaled
-            dy, dx = (int(rng.integers(-4, 5)) if rng.random() < 0.3 else 0, int(rng.integers(-4, 5))) if moved else (0, 0)
+            moved = run.scaled and rng.random() < MOVED_SHARE
+            crops = _crops(caches, rng, side + 8, 1 if moved else frames, run.batch * count).to(run.device)
+            moves = _moves(rng, frames, run.batch * count) if moved else np.zeros((len(crops), 2), int)
             with _quick(run.device):
                 moments = vae.encode(crops[..., 4:-4, 4:-4]).latent_dist
-                noise = torch.randn(moments.mean.shape, generator=torch_rng).to(run.device)
-                std = moments.std
+                each = len(moves) // len(crops)
+                mean, std = (of.repeat_interleave(each, dim=0) for of in (moments.mean, moments.std))
+                noise = torch.randn(mean.shape, generator=torch_rng).to(run.device)
                 if run.scaled:  # what a UNet makes is not exact either
-                    wrong = (torch.rand(len(crops) // frames, generator=torch_rng) * 2 - 1).clamp(min=0)
+                    wrong = (torch.rand(len(moves) // frames, generator=torch_rng) * 2 - 1).clamp(min=0)
                     std = std + wrong.repeat_interleave(frames).view(-1, 1, 1, 1).to(run.device) * (LATENT_ERROR / model.SCALING_FACTOR)
-                y = vae.decode(_moved(moments.mean, dy, dx) + std * noise, num_frames=frames).sample.float()
-            x = crops[..., 4 + dy : 4 + dy + side, 4 + dx : 4 + dx + side]
+                y = vae.decode(_moved(mean, moves) + std * noise, num_frames=frames).sample.float()
+            x = torch.stack([crops[index // each, :, 4 + dy : 4 + dy + side, 4 + dx : 4 + dx + side] for index, (dy, dx) in enumerate(moves)])
             if moved:  # what came in at the edges is not known
                 x, y = x[..., 8:-8, 8:-8], y[..., 8:-8, 8:-8]
             unit = model.SCALING_FACTOR**2 if run.scaled else 1.0
@@ -352,13 +354,20 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     return vae
 
 
-def _moved(latents_N4hw: Tensor, dy: int, dx: int) -> Tensor:
-    """Latents as of a picture whose pixels at (dy, dx) come to (0, 0), cubic between them."""
-    if not (dy or dx):
+def _moves(rng: np.random.Generator, frames: int, count: int) -> np.ndarray:
+    """How far the pictures of clips have moved since their first, (dy, dx) in whole pixels, at most half of a latent, [count * frames,2]; more than half of
+    the clips straight to a side. A clip of one picture is on its way already."""
+    ends = rng.integers(-4, 5, (count, 1, 2)) * np.stack([rng.random((count, 1)) < 0.4, np.ones((count, 1))], -1)
+    return (ends * np.linspace(0.0 if frames > 1 else 1.0, 1.0, frames)[:, None]).round().astype(int).reshape(-1, 2)
+
+
+def _moved(latents_N4hw: Tensor, moves_N2: np.ndarray) -> Tensor:
+    """Latents as of pictures whose pixels at (dy, dx) come to (0, 0), cubic between them."""
+    if not moves_N2.any():
         return latents_N4hw
     height, width = latents_N4hw.shape[-2:]
-    moves = torch.tensor([[1.0, 0.0, dx / (4 * width)], [0.0, 1.0, dy / (4 * height)]], device=latents_N4hw.device)
-    grid = F.affine_grid(moves.expand(len(latents_N4hw), 2, 3), list(latents_N4hw.shape), align_corners=False)
+    matrices = torch.tensor([[[1.0, 0.0, dx / (4 * width)], [0.0, 1.0, dy / (4 * height)]] for dy, dx in moves_N2.tolist()], device=latents_N4hw.device)
+    grid = F.affine_grid(matrices, list(latents_N4hw.shape), align_corners=False)
     return F.grid_sample(latents_N4hw.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
@@ -818,7 +827,15 @@ def main() -> None:
     if workers == 1:
         work(0, arguments, 1)
     else:
-        multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
+        try:
+            multiprocessing.start_processes(work, (arguments, workers), nprocs=workers, start_method="spawn")
+        finally:
+            _meeting(arguments.folder, os.getpid()).unlink(missing_ok=True)
+
+
+def _meeting(folder: Path, parent: int) -> Path:
+    """The file by which the workers of this process find each other."""
+    return folder.absolute() / f"meeting-{parent}"
 
 
 def _caches(arguments: argparse.Namespace) -> list[data.Cache]:
@@ -832,8 +849,8 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     if workers > 1:
-        meeting = arguments.folder / f"meeting-{os.getppid()}"
-        distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=workers)
+        meeting = _meeting(arguments.folder, os.getppid())
+        distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=workers)
     minutes, steps = _each(arguments.minutes or (None if arguments.steps else (30, 60))), _each(arguments.steps)
     parts = model.plan(arguments.folder / f"worker-{rank}")
     caches = _caches(arguments)

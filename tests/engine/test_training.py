@@ -266,6 +266,20 @@ def test_convolutions_over_time_are_the_same_in_two_dimensions(training: Any, mo
     assert torch.allclose(by_ours, by_torch, atol=1e-4)
 
 
+def test_latents_are_moved_as_their_pictures_are(training: Any) -> None:
+    train = training("train")
+    moves = train._moves(np.random.default_rng(0), 3, 200).reshape(200, 3, 2)
+    assert not moves[:, 0].any()
+    assert np.abs(moves).max() == 4  # half of a latent
+    assert (np.abs(moves[:, 1]) <= np.abs(moves[:, 2])).all()
+    assert 0.5 < (moves[:, 2, 0] == 0).mean() < 0.8  # most straight to a side
+    latents = torch.randn(3, 4, 6, 8)
+    moved = train._moved(latents, np.array([[0, 0], [0, 8], [-8, 0]]))
+    torch.testing.assert_close(moved[0], latents[0])
+    torch.testing.assert_close(moved[1, :, :, :-1], latents[1, :, :, 1:])
+    torch.testing.assert_close(moved[2, :, 1:], latents[2, :, :-1])
+
+
 def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(training: Any, tmp_path: Path) -> None:
     train = training("train")
 
