@@ -1,8 +1,7 @@
 """Clips for training: rendered over free pictures, and cut out of free films; with what the two controls of SVD mean.
 
 motion bucket  128 for one pixel a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
-               mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows. The UNet is trained on less,
-               as much as the decoder shows of it (`train.shown`).
+               mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows.
 fps            how densely the clip samples time.
 
 `python training/data.py FOLDER` renders a cache of clips; the training does it by itself.
@@ -164,7 +163,7 @@ def _looked_at(made_of: Material, width: int, height: int, rng: Rng, slower: flo
     """Frames of a steady camera over a picture, its fps, and the pixels a frame that were asked for."""
     pyramid = _varied(made_of.pyramids[rng.integers(len(made_of.pyramids))], rng)
     fps = int(rng.choice(RATES, p=_RATE_SHARES))
-    flow = flow_of(255 * rng.uniform(0.0, 1.2), fps, height)  # the VAE does not show all of it
+    flow = flow_of(255 * rng.uniform(0.0, 1.2), fps, height)  # not every kind of clip moves as far as it is asked to
     camera = _camera(pyramid, width, height, flow * slower, rng)
     return [camera.frame(pyramid, index, width, height) for index in range(FRAMES)], fps, flow
 

@@ -53,7 +53,6 @@ SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clip
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-SHOWN_CLIPS = 24  # of each size, that `shown` decodes; all of them would take as long as encoding
 SAMPLED_CLIPS = 96  # that `remake` makes
 LPIPS_SHARE = 0.5
 MOVED_SHARE = 0.6  # of the steps in which the VAE's latents are moved by less than one
@@ -554,7 +553,6 @@ class Latents:
 
     clips     [N,T,4,h,w] float16, the VAE's modes, not scaled
     noised    [N,2,4,h,w] float16: the modes of the first and the last frame with noise of `augmentation` on them
-    cache     with the flow that the decoder shows
     """
 
     clips: Tensor
@@ -576,9 +574,7 @@ def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
         return z[:-2], z[-2:], augmentation
 
     clips, noised, augmentation = _divided(run, f"latents-{name}", len(cache.fps), one)
-    share = shown(run, vae, clips, cache)
-    say(f"of the clips' flow the decoder shows {share:.2f}")
-    return Latents(clips, noised, augmentation, replace(cache, flows=cache.flows * share))
+    return Latents(clips, noised, augmentation, cache)
 
 
 def _divided(run: Run, name: str, count: int, one: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
@@ -601,24 +597,6 @@ def _divided(run: Run, name: str, count: int, one: Callable[[int], tuple[Tensor,
                 share.unlink()
         _together()
     return torch.load(path, weights_only=True)
-
-
-@torch.no_grad()
-def shown(run: Run, vae: Any, clips: Tensor, cache: data.Cache) -> float:
-    """How much of the clips' flow there is in what the decoder makes of their latents.
-
-    The UNet knows clips as latents alone, and texture that the decoder invents stays behind. Buckets measured on the clips would promise more than
-    a clip can show.
-    """
-    rank, workers = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    sums = torch.zeros(2, dtype=torch.float64)
-    for index in range(rank, min(SHOWN_CLIPS, len(cache.fps)), workers):
-        with _quick(run.device):
-            frames = vae.decode(clips[index].float().to(run.device), num_frames=clips.shape[1]).sample
-        sums += torch.tensor([float(data.flow_lengths(_to_pixels(frames)).sum()), float(cache.flows[index].sum())])
-    if distributed.is_initialized():
-        distributed.all_reduce(sums)
-    return float(sums[0] / sums[1]) if sums[1] else 1.0
 
 
 def _together() -> None:

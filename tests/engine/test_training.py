@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,26 +44,12 @@ def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None
     assert clips.tellable.tolist() == [0, 1, 3]
 
 
-def test_buckets_are_of_the_flow_that_the_decoder_shows(training: Any, tmp_path: Path) -> None:
-    """Here one whose pictures move at half the speed of the clips."""
+def test_the_unet_is_told_the_speed_of_the_clip_itself_and_its_rate(training: Any) -> None:
     data, train = training("data"), training("train")
-    pyramid = data._pyramid(texture(data))
-    slow = data._Camera(np.array([200.0, 200.0]), 1.0, 0.0, np.array([0.75, 0.0]), 0.0, 0.0)
-    frames = np.stack([slow.frame(pyramid, index, 128, 96) for index in range(data.FRAMES)])
-
-    class Vae:
-        def encode(self, x: torch.Tensor) -> Any:
-            return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.zeros(len(x), 4, 12, 16)))
-
-        def decode(self, z: torch.Tensor, num_frames: int) -> Any:
-            return SimpleNamespace(sample=train._to_network(frames))
-
-    run = train.Run("unet", tmp_path, torch.device("cpu"), 0, 1, None, 1, 1e-3, 0.9)
-    cache = data.Cache(frames[None], np.array([6]), np.full((1, data.FRAMES - 1), 1.5, np.float32))
-    latents = train.encode(run, Vae(), cache, "test")
-    assert latents.cache.flows.mean() == pytest.approx(0.75, rel=0.1)
-    motionless = replace(cache, flows=np.zeros_like(cache.flows))
-    assert (train.encode(run, Vae(), motionless, "motionless").cache.flows == 0).all()
+    clips = data.Cache(np.zeros((2, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 12]), np.array([[0.25], [0.25]], np.float32).repeat(data.FRAMES - 1, 1))
+    latents = train.Latents(torch.zeros(2, data.FRAMES, 4, 8, 12), torch.zeros(2, 2, 4, 8, 12), torch.full((2, 2), 0.03), clips)
+    ids = train.draw(latents, np.random.default_rng(0), 32, data.FRAMES, None).ids_B3
+    assert {(fps, bucket) for fps, bucket, _ in ids.tolist()} == {(6 - 1, data.bucket_of(0.25, 6, 64)), (12 - 1, data.bucket_of(0.25, 12, 64))}
 
 
 @pytest.mark.parametrize("speed", [0.5, 1.5, 3.0])
