@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,11 @@ def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None
     assert clips.tellable.tolist() == [0, 1, 3]
 
 
-def test_the_unet_is_told_the_speed_of_the_clip_itself_and_its_rate(training: Any) -> None:
+def test_the_unet_is_told_the_speed_of_the_clip_itself_and_its_rate(training: Any, tmp_path: Path) -> None:
     data, train = training("data"), training("train")
     clips = data.Cache(np.zeros((2, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 12]), np.array([[0.25], [0.25]], np.float32).repeat(data.FRAMES - 1, 1))
-    latents = train.Latents(torch.zeros(2, data.FRAMES, 4, 8, 12), torch.zeros(2, 2, 4, 8, 12), torch.full((2, 2), 0.03), clips)
+    vae = SimpleNamespace(encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.zeros(len(x), 4, 8, 12))))
+    latents = train.encode(train.Run("unet", tmp_path, torch.device("cpu"), 0, 1, None, 1, 1e-3, 0.9), vae, clips, "test")
     ids = train.draw(latents, np.random.default_rng(0), 32, data.FRAMES, None).ids_B3
     assert {(fps, bucket) for fps, bucket, _ in ids.tolist()} == {(6 - 1, data.bucket_of(0.25, 6, 64)), (12 - 1, data.bucket_of(0.25, 12, 64))}
 
