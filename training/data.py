@@ -306,13 +306,19 @@ class Cache:
         fastest = [flow_of(255, float(fps), self.frames.shape[2]) for fps in self.fps]
         return np.flatnonzero(self.flows.mean(1) <= fastest)
 
+    @functools.cached_property
+    def shares(self) -> np.ndarray:
+        """How often each of the tellable clips is to be drawn: slow ones more, whose losses are small and which would learn to stand still."""
+        weights = 1 / np.sqrt(self.buckets()[self.tellable] + 32.0)
+        return weights / weights.sum()
+
     def cut(self, indices: np.ndarray | slice) -> Cache:
         return Cache(self.frames[indices], self.fps[indices], self.flows[indices])
 
 
 def cache(folder: Path, count: int, width: int, height: int, seed: int = 0, held_out: bool = False, workers: int = 2) -> Cache:
     """`count` clips under `folder`, rendered unless they are there. The same seed gives the same clips."""
-    where = folder / f"{'held-out' if held_out else 'clips'}-{width}x{height}-{count}-{seed}"
+    where = folder / f"{'held-out' if held_out else 'clips'}-{width}x{height}-{count}-{seed}-{BUCKET_PER_PIXEL:.0f}"
     if not (where / "controls.npz").exists():
         where.mkdir(parents=True, exist_ok=True)
         frames = np.lib.format.open_memmap(where / "frames.npy", mode="w+", dtype=np.uint8, shape=(count, FRAMES, height, width, 3))

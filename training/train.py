@@ -622,7 +622,7 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, ro
     """Some clips of `frames` frames, played forwards or backwards, a strip of `rows` rows of latents cut out of them or whole."""
     x0, concat, pixels, ids = [], [], [], []
     for _ in range(count):
-        index = int(rng.choice(latents.cache.tellable if only is None else only))
+        index = int(rng.choice(latents.cache.tellable, p=latents.cache.shares) if only is None else rng.choice(only))
         length, height = latents.clips.shape[1], latents.clips.shape[3]
         backwards = bool(rng.random() < 0.03)
         noised = bool(rng.random() < 0.6)

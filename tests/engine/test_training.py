@@ -102,6 +102,31 @@ def test_the_loader_opens_what_the_writer_wrote_and_finds_the_same_weights(train
             assert torch.equal(tensor.float(), want[name].half().float()), name
 
 
+def test_a_packed_checkpoint_comes_back_nearly_as_it_was(training: Any, tmp_path: Path) -> None:
+    model, start = training("model"), training("start")
+    parts = model.plan(tmp_path)
+    networks = {key: model.fresh(part, index) for index, (key, part) in enumerate(parts.items())}
+    before = model.file_tensors(networks, parts, model.layout(model.SIZE))
+    packed = start.packed(before)
+    assert sum(tensor.nbytes for tensor in packed.values()) < 0.55 * sum(tensor.nbytes for tensor in before.values())
+    after = start.unpacked(packed)
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].shape == tensor.shape
+        rows = tensor.float().reshape(len(tensor), -1)
+        wrong = (after[name].float().reshape(rows.shape) - rows).abs()
+        assert bool((wrong <= rows.abs().amax(1, keepdim=True) / 127 / 2 * 1.2 + 1e-6).all()), name
+
+
+def test_slow_clips_are_drawn_more_often(training: Any) -> None:
+    data = training("data")
+    flows = np.array([[0.1], [1.0], [1.9], [3.0]], np.float32).repeat(data.FRAMES - 1, 1)
+    clips = data.Cache(np.zeros((4, data.FRAMES, 128, 192, 3), np.uint8), np.array([6, 6, 6, 6]), flows)
+    assert clips.shares.sum() == pytest.approx(1)
+    assert clips.shares.tolist() == sorted(clips.shares, reverse=True)
+    assert len(clips.shares) == len(clips.tellable) == 3
+
+
 def test_the_first_stages_encoder_has_the_last_convolution_folded_in(training: Any, tmp_path: Path) -> None:
     """Programs that condition with the first stage, as ComfyUI's core does, get the same latents."""
     model = training("model")
