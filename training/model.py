@@ -183,13 +183,13 @@ def file_tensors(modules: Mapping[str, nn.Module], parts: Mapping[str, Part], sh
             else:
                 tensor = weights[target].T if target in part.transposed else weights[target]
             stored[source] = tensor.reshape(shapes[source])
-    stored |= _first_stage_encoder(stored)
+    stored |= first_stage_encoder(stored)
     if stored.keys() != shapes.keys():
         raise RuntimeError(f"the layout and the networks differ in {sorted(stored.keys() ^ shapes.keys())[:5]}")
     return {name: stored[name].to(torch.float16).contiguous() for name in shapes}
 
 
-def _first_stage_encoder(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def first_stage_encoder(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder once more, as the first stage has it: with quant_conv folded into its last convolution."""
     encoder = {VAE + name.removeprefix(CONDITION_ENCODER): tensor for name, tensor in stored.items() if name.startswith(CONDITION_ENCODER + "encoder.")}
     quant, last = stored[CONDITION_ENCODER + "quant_conv.weight"][:, :, 0, 0].double(), VAE + "encoder.conv_out."
@@ -208,4 +208,4 @@ def save(path: Path, modules: Mapping[str, nn.Module], parts: Mapping[str, Part]
     return path.stat().st_size
 
 
-__all__ = ["CLIP", "SIZE", "colour_rotation", "count", "fresh", "normalise_latents", "plan", "rescale_buckets", "rotate_latents", "save"]
+__all__ = ["CLIP", "SIZE", "colour_rotation", "count", "first_stage_encoder", "fresh", "normalise_latents", "plan", "rescale_buckets", "rotate_latents", "save"]

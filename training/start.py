@@ -45,7 +45,7 @@ def unpacked(found: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = (tensor.float().flatten(1) * found[name + SCALE][:, None]).view(tensor.shape)
         elif not name.endswith(SCALE):
             tensors[name] = tensor
-    tensors |= model._first_stage_encoder(tensors)
+    tensors |= model.first_stage_encoder(tensors)
     return {name: tensors[name].to(torch.float16).clone(memory_format=torch.contiguous_format) for name in model.layout(model.SIZE)}
 
 
