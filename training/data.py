@@ -308,7 +308,7 @@ class Cache:
 
     @functools.cached_property
     def shares(self) -> np.ndarray:
-        """How often each of the tellable clips is to be drawn: slow ones more, whose losses are small and which would learn to stand still."""
+        """How often each of the tellable clips is to be drawn: slow ones more, since their losses are small."""
         weights = 1 / np.sqrt(self.buckets()[self.tellable] + 32.0)
         return weights / weights.sum()
 

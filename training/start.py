@@ -46,6 +46,7 @@ def unpacked(found: dict[str, Tensor]) -> dict[str, Tensor]:
         elif not name.endswith(SCALE):
             tensors[name] = tensor
     tensors |= model.first_stage_encoder(tensors)
+    # A copy each: the encoder's two share memory, which safetensors refuses.
     return {name: tensors[name].to(torch.float16).clone(memory_format=torch.contiguous_format) for name in model.layout(model.SIZE)}
 
 

@@ -519,18 +519,16 @@ def _cut(sampled: Sequence[Sampled], rng: np.random.Generator, side: int, frames
 
 
 def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, frames: int, count: int) -> Tensor:
-    """[count * frames,3,side,side] in -1..1, out of clips at random; one in four the evenest of four, since bare skies are rare, and texture on them is seen."""
-
-    def one() -> np.ndarray:
+    """[count * frames,3,side,side] in -1..1, out of clips at random."""
+    found: list[np.ndarray] = []
+    for _ in range(count):
         clips = caches[rng.integers(len(caches))]
         _, length, height, width, _ = clips.frames.shape
         stride = int(rng.integers(1, 4))
         first = int(rng.integers(length - stride * (frames - 1)))
         y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
         clip = clips.frames[rng.integers(len(clips.frames))]
-        return clip[first::stride][:frames, y : y + side, x : x + side]
-
-    found = [min((one() for _ in range(4)), key=data.sharpness) if rng.random() < 0.25 else one() for _ in range(count)]
+        found.append(clip[first::stride][:frames, y : y + side, x : x + side])
     return _to_network(np.concatenate(found))
 
 

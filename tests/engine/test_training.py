@@ -118,13 +118,15 @@ def test_a_packed_checkpoint_comes_back_nearly_as_it_was(training: Any, tmp_path
         assert bool((wrong <= rows.abs().amax(1, keepdim=True) / 127 / 2 * 1.2 + 1e-6).all()), name
 
 
-def test_slow_clips_are_drawn_more_often(training: Any) -> None:
-    data = training("data")
-    flows = np.array([[0.1], [1.0], [1.9], [3.0]], np.float32).repeat(data.FRAMES - 1, 1)
-    clips = data.Cache(np.zeros((4, data.FRAMES, 128, 192, 3), np.uint8), np.array([6, 6, 6, 6]), flows)
-    assert clips.shares.sum() == pytest.approx(1)
-    assert clips.shares.tolist() == sorted(clips.shares, reverse=True)
-    assert len(clips.shares) == len(clips.tellable) == 3
+def test_slow_clips_are_drawn_more_often_and_too_fast_ones_never(training: Any) -> None:
+    data, train = training("data"), training("train")
+    flows = np.array([[0.1], [1.9], [3.0]], np.float32).repeat(data.FRAMES - 1, 1)
+    clips = data.Cache(np.zeros((3, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 6, 6]), flows / 2)
+    latents = train.Latents(torch.zeros(3, data.FRAMES, 4, 8, 12), torch.zeros(3, 2, 4, 8, 12), torch.zeros(3, 2), clips)
+    buckets = train.draw(latents, np.random.default_rng(0), 200, data.FRAMES, None).ids_B3[:, 1].tolist()
+    slow, fast = (data.bucket_of(float(flow.mean()), 6, 64) for flow in clips.flows[:2])
+    assert set(buckets) == {slow, fast}
+    assert buckets.count(slow) > 1.5 * buckets.count(fast)
 
 
 def test_the_first_stages_encoder_has_the_last_convolution_folded_in(training: Any, tmp_path: Path) -> None:
