@@ -42,7 +42,7 @@ import data  # noqa: E402
 import model  # noqa: E402
 import sources  # noqa: E402
 from lpips import Lpips  # noqa: E402
-from muon import Muon  # noqa: E402
+from muon import Muon, quickest  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 from lean_video.checkpoints import demo, open_svd  # noqa: E402
@@ -243,9 +243,9 @@ def say(text: str) -> None:
 
 
 def _quick(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the device computes in it. A CPU without AVX-512 does not: the UNet's step takes 12 times as long as in float32 there, the VAE's 23 times."""
-    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
-    return nullcontext() if slow else torch.autocast(device.type, torch.bfloat16)
+    """Computing in bfloat16, where that is quick."""
+    kind = quickest(device)
+    return torch.autocast(device.type, kind) if kind is torch.bfloat16 else nullcontext()
 
 
 def _in_two_dimensions(network: nn.Module) -> None:
@@ -683,8 +683,9 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
     say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
 
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
-        pool = latents[rng.choice(len(latents), p=[share for *_, share in SIZES[: len(latents)]] if len(latents) == len(SIZES) else None)]
-        whole = rng.random() < 0.15 + 0.6 * progress
+        same = np.random.default_rng((run.seed, run.step))  # for all workers, which wait for the slowest
+        pool = latents[same.choice(len(latents), p=[share for *_, share in SIZES[: len(latents)]] if len(latents) == len(SIZES) else None)]
+        whole = same.random() < 0.15 + 0.6 * progress
         rows = None if whole else 8
         tokens = data.FRAMES * pool.clips.shape[-1] * (rows or pool.clips.shape[-2])
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
