@@ -98,6 +98,17 @@ def _see_through(module: nn.Module) -> None:
             nn.init.normal_(conv.weight, std=1e-3)
 
 
+def critic(seed: int) -> nn.Module:
+    """What tells pictures [N,3,H,W] from those that a decoder made, patch by patch of 22 pixels: [N,1,H/4-2,W/4-2], positive for pictures."""
+    torch.manual_seed(seed)
+    slope, wide = 0.2, 64
+    layers = [nn.Conv2d(3, wide, 4, 2, 1), nn.LeakyReLU(slope), nn.Conv2d(wide, wide, 4, 2, 1), nn.LeakyReLU(slope), nn.Conv2d(wide, wide, 3), nn.LeakyReLU(slope)]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, slope)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers, nn.Conv2d(wide, 1, 1))
+
+
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -55,6 +55,8 @@ LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one t
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SAMPLED_CLIPS = 96  # that `remake` makes
 LPIPS_SHARE = 0.5
+DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
+CRITIC_SHARE, CRITIC_RATE = 0.5, 3.0  # how much of the gradient is the critic's, against the rest's; and how fast it learns, against the decoder
 MOVED_SHARE = 0.6  # of the steps in which the VAE's latents are moved by less than one
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
@@ -87,11 +89,14 @@ class Run:
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
         self.networks = nn.ModuleDict(networks).to(self.device).train()
         _in_two_dimensions(self.networks)
-        hidden = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and _is_hidden(name, tensor)}
-        others = [tensor for name, tensor in self.networks.named_parameters() if name not in hidden]
+        critic = {name: tensor for name, tensor in self.networks.named_parameters() if name.startswith("critic.")}
+        hidden = {name: tensor for name, tensor in self.networks.named_parameters() if self.muon and name not in critic and _is_hidden(name, tensor)}
+        others = [tensor for name, tensor in self.networks.named_parameters() if name not in hidden and name not in critic]
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01)]
         if hidden:
             self.optimizers.append(Muon(hidden.values(), lr=self.rate))
+        if critic:
+            self.optimizers.append(torch.optim.AdamW([{"params": [*critic.values()], "times": CRITIC_RATE}], lr=self.rate, betas=(0.5, 0.99), weight_decay=0.0))
         self.best = {name: tensor.detach().clone() for name, tensor in self.networks.state_dict().items()}
         if resume and self.state_file.exists():
             state = torch.load(self.state_file, map_location=self.device, weights_only=True)
@@ -134,7 +139,7 @@ class Run:
             began = time.monotonic()
             warm = min(1.0, (self.step + 1) / 100)
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-                group["lr"] = self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+                group["lr"] = group.get("times", 1.0) * self.rate * warm * (0.04 + 0.96 * (0.5 + 0.5 * math.cos(math.pi * progress)))
             torch_rng = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 16 + self.rank)
             losses = loss_of(np.random.default_rng((self.seed, self.step, self.rank)), torch_rng, progress)
             self.networks.zero_grad(set_to_none=True)
@@ -269,13 +274,13 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
     arXiv:2502.09509): a UNet that has a camera pan can then move what it sees, instead of having to know what each latent turns into on the way to the next.
 
     only_decoder  goes on with a VAE that is trained, and leaves its latents as they are: a UNet that was trained on them stays valid. With a checkpoint to
-                  start from, half of the steps have latents that its UNet made
+                  start from, half of the steps have latents that its UNet made. A critic that learns to tell its pictures from others is part of the loss
     """
     begins = run.start is None and not only_decoder
     vae: Any = model.fresh(parts["vae"], run.seed) if begins else load_vae(run, parts)
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not only_decoder or name.startswith("decoder."))
-    run.begin({"vae": vae}, resume)
+    run.begin({"vae": vae} | ({"critic": model.critic(run.seed)} if only_decoder else {}), resume)
     vae = run.networks["vae"]
     look = Lpips().to(run.device)
     held_out = _held_out_frames()
@@ -320,14 +325,17 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         # Coarse errors too: means of patches are what a VAE learns last and what is seen first, its colours.
         error, spread = (x - y).abs().mean(), (x - y).square().mean()
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
-        share = LPIPS_SHARE * (1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
+        share = LPIPS_SHARE * (DECODERS_SHARE if only_decoder else 1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
         texture = (_texture(x) - _texture(y)).abs().mean()
         # Errors that stay where they are while the picture moves under them; optical flow takes them for a picture that moves less.
         change = (x - y).unflatten(0, (-1, frames)).diff(dim=1).abs().mean() if frames > 1 else torch.zeros(())
         if not begins:
             total = total + texture + change
-        return {"loss": total, "error": error, "lpips": distance, "texture": texture, "change": change, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+        found = {"loss": total, "error": error, "lpips": distance, "texture": texture, "change": change, "kl": kl, "psnr": 10 * torch.log10(4 / spread)}
+        if only_decoder:
+            found["critic"], found["loss"] = _criticised(run.networks["critic"], x, y, total, CRITIC_SHARE * min(1.0, progress / 0.2))
+        return found
 
     def show() -> None:
         y = _through(run, vae, held_out)
@@ -351,6 +359,20 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
             write(run, parts, vae)
     _together()
     return vae
+
+
+def _criticised(critic: nn.Module, x_N3HW: Tensor, y_N3HW: Tensor, total: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The critic's own loss; and what to descend: its gradients are that loss's for the critic, and for what made y those of `total`, which is of y
+    alone, with the critic's opinion of y added at `share` of their norm.
+
+    An adversarial loss as VQGAN has it (Esser et al. 2021, arXiv:2012.09841), by hinges: for patterns that LPIPS hardly sees, such as grids.
+    """
+    (by_total,) = torch.autograd.grad(total, y_N3HW)
+    (by_critic,) = torch.autograd.grad(-critic(y_N3HW).mean(), y_N3HW)
+    towards = by_total + share * by_total.norm() / by_critic.norm().clamp(min=1e-12) * by_critic
+    real, made = critic(x_N3HW), critic(y_N3HW.detach())
+    loss = (F.relu(1 - real) + F.relu(1 + made)).mean()
+    return loss, loss + (y_N3HW * towards).sum()
 
 
 def _moves(rng: np.random.Generator, frames: int, count: int) -> np.ndarray:

@@ -279,6 +279,48 @@ def test_convolutions_over_time_are_the_same_in_two_dimensions(training: Any, mo
     assert torch.allclose(by_ours, by_torch, atol=1e-4)
 
 
+def test_a_decoder_descends_its_losses_and_what_its_critic_thinks_and_the_critic_its_own(training: Any) -> None:
+    train = training("train")
+    torch.manual_seed(0)
+    critic = torch.nn.Conv2d(3, 1, 1)
+    made = torch.randn(2, 3, 4, 4, requires_grad=True)
+    pictures, downhill = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    still = made * 1
+    of_critic, _ = train._criticised(critic, pictures, still, (still * 0).sum(), 0.5)
+    of_critic.backward()
+    alone = [parameter.grad.clone() for parameter in critic.parameters()]
+    critic.zero_grad()
+    y = made * 1
+    _, loss = train._criticised(critic, pictures, y, (y * downhill).sum(), 0.5)
+    loss.backward()
+    liked = critic.weight.detach().expand(2, 3, 4, 4)  # the same at each pixel
+    assert made.grad is not None
+    torch.testing.assert_close(made.grad, downhill - 0.5 * downhill.norm() * liked / liked.norm())
+    for parameter, gradient in zip(critic.parameters(), alone, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_critic_learns_to_tell_a_grid(training: Any, tmp_path: Path) -> None:
+    model, train = training("model"), training("train")
+    going = train.Run("decoder", tmp_path, torch.device("cpu"), 0, 1, None, 60, 1e-3, 0.9, muon=True)
+    going.begin({"vae": torch.nn.Conv2d(1, 1, 1), "critic": model.critic(0)}, resume=False)
+    assert [len(optimizer.param_groups[0]["params"]) for optimizer in going.optimizers] == [2, 8]
+    grid = torch.zeros(1, 1, 32, 32)
+    grid[..., ::4, :] = 0.5
+    losses: list[float] = []
+
+    def loss_of(_: np.random.Generator, generator: torch.Generator, progress: float) -> dict[str, torch.Tensor]:
+        x = torch.randn(4, 3, 32, 32, generator=generator)
+        y = (torch.randn(4, 3, 32, 32, generator=generator) + grid).requires_grad_()
+        of_critic, loss = train._criticised(going.networks["critic"], x, y, y.square().sum(), 0.5)
+        losses.append(float(of_critic.detach()))
+        return {"loss": loss}
+
+    going.learn(loss_of, lambda: None)
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.5
+
+
 def test_latents_are_moved_as_their_pictures_are(training: Any) -> None:
     train = training("train")
     moves = train._moves(np.random.default_rng(0), 3, 200).reshape(200, 3, 2)
