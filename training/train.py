@@ -362,8 +362,8 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
 
 
 def _criticised(critic: nn.Module, x_N3HW: Tensor, y_N3HW: Tensor, total: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The critic's own loss; and what to descend: its gradients are that loss's for the critic, and for what made y those of `total`, which is of y
-    alone, with the critic's opinion of y added at `share` of their norm.
+    """The critic's own loss; and what to descend, which is worth `total`: its gradients are the critic's loss's for the critic, and for what made y
+    those of `total`, which is of y alone, with the critic's opinion of y added at `share` of their norm.
 
     An adversarial loss as VQGAN has it (Esser et al. 2021, arXiv:2012.09841), by hinges: for patterns that LPIPS hardly sees, such as grids.
     """
@@ -372,7 +372,8 @@ def _criticised(critic: nn.Module, x_N3HW: Tensor, y_N3HW: Tensor, total: Tensor
     towards = by_total + share * by_total.norm() / by_critic.norm().clamp(min=1e-12) * by_critic
     real, made = critic(x_N3HW), critic(y_N3HW.detach())
     loss = (F.relu(1 - real) + F.relu(1 + made)).mean()
-    return loss, loss + (y_N3HW * towards).sum()
+    slopes = loss + (y_N3HW * towards).sum()
+    return loss, total.detach() + (slopes - slopes.detach())
 
 
 def _moves(rng: np.random.Generator, frames: int, count: int) -> np.ndarray:

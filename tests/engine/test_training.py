@@ -291,7 +291,9 @@ def test_a_decoder_descends_its_losses_and_what_its_critic_thinks_and_the_critic
     alone = [parameter.grad.clone() for parameter in critic.parameters()]
     critic.zero_grad()
     y = made * 1
-    _, loss = train._criticised(critic, pictures, y, (y * downhill).sum(), 0.5)
+    total = (y * downhill).sum()
+    _, loss = train._criticised(critic, pictures, y, total, 0.5)
+    torch.testing.assert_close(loss, total)  # what the curve shows
     loss.backward()
     liked = critic.weight.detach().expand(2, 3, 4, 4)  # the same at each pixel
     assert made.grad is not None
