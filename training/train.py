@@ -586,13 +586,15 @@ class Latents:
 
 @torch.no_grad()
 def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
+    vae.encoder.to(memory_format=torch.channels_last)  # a third less time on a CPU
+
     def one(index: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed((run.seed << 32) + index)
         augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
         x = _to_network(cache.frames[index])
         ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
         with _quick(run.device):
-            each = torch.cat([x, ends]).to(run.device).split(1)  # one by one they stay in a CPU's caches, which halves the time
+            each = torch.cat([x, ends]).to(run.device, memory_format=torch.channels_last).split(1)  # one by one they stay in a CPU's caches, which halves the time
             modes = [vae.encode(picture).latent_dist.mode().half().cpu() for picture in each]
         z = torch.cat(modes)  # not under autocast, which on a CPU refuses to join float16
         return z[:-2], z[-2:], augmentation
