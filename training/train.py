@@ -54,6 +54,7 @@ SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SAMPLED_CLIPS = 96  # that `remake` makes
+REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
 LPIPS_SHARE = 0.5
 DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
 CRITIC_SHARE, CRITIC_RATE = 0.5, 3.0  # how much of the gradient is the critic's, against the rest's; and how fast it learns, against the decoder
@@ -676,27 +677,49 @@ def noise_levels(count: int, generator: torch.Generator, high_share: float) -> T
     return torch.where(even < high_share, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
-def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float) -> Tensor:
-    """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output."""
+def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float, refines: bool = False) -> Tensor:
+    """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output.
+
+    refines  the noise is on what the network guesses from more of it, as in sampling with noise added anew in each step: it then learns to mend what it
+             gets wrong, with the image beside it, instead of taking it for the clip's own detail. The squared error of x0
+    """
     count, frames = batch.x0_BT4hw.shape[:2]
-    sigma = noise_levels(count, generator, high_share).view(-1, 1, 1, 1, 1)
-    x0 = batch.x0_BT4hw
-    x = x0 + sigma * torch.randn(x0.shape, generator=generator)
-    c_in = 1 / (sigma**2 + 1).sqrt()
-    target = (x0 - x / (sigma**2 + 1)) / (-sigma * c_in)
+    x0 = batch.x0_BT4hw.to(device)
     blind = torch.rand(count, generator=generator)
     sees = (blind >= 0.06).float()  # the twin for guidance: neither image
     looks = (blind >= 0.09).float()  # now and then the concatenated image alone
-    concat = (batch.concat_B4hw * sees.view(-1, 1, 1, 1))[:, None].expand(-1, frames, -1, -1, -1)
+    concat = (batch.concat_B4hw * sees.view(-1, 1, 1, 1))[:, None].expand(-1, frames, -1, -1, -1).to(device)
     with _quick(device):
         embedding = encoder(batch.pixels_B3HW.to(device)).image_embeds * looks.to(device)[:, None]
-        v = unet(
-            torch.cat([x * c_in, concat], dim=2).to(device),
-            (0.25 * sigma.flatten().log()).to(device),
-            encoder_hidden_states=embedding[:, None],
-            added_time_ids=batch.ids_B3.to(device),
-        ).sample
-    return (v.float() - target.to(device)).square().mean((1, 2, 3, 4))
+
+    def noised(clip: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The clip with noise; the part of it that is kept, and what v is multiplied by, for x0."""
+        sigma = sigma_B.view(-1, 1, 1, 1, 1).to(device)
+        x = clip + sigma * torch.randn(x0.shape, generator=generator).to(device)
+        return x, x / (sigma**2 + 1), -sigma / (sigma**2 + 1).sqrt()
+
+    def v(x: Tensor, sigma_B: Tensor) -> Tensor:
+        c_in = 1 / (sigma_B.view(-1, 1, 1, 1, 1).to(device) ** 2 + 1).sqrt()
+        with _quick(device):
+            return unet(
+                torch.cat([x * c_in, concat], dim=2),
+                (0.25 * sigma_B.log()).to(device),
+                encoder_hidden_states=embedding[:, None],
+                added_time_ids=batch.ids_B3.to(device),
+            ).sample.float()
+
+    if not refines:
+        sigma_B = noise_levels(count, generator, high_share)
+        x, kept, by = noised(x0, sigma_B)
+        return (v(x, sigma_B) - (x0 - kept) / by).square().mean((1, 2, 3, 4))
+    even = ((torch.arange(count) + torch.rand(count, generator=generator)) / count + torch.rand(1, generator=generator)) % 1
+    sigma_B = (math.log(REFINED[0]) + even * math.log(REFINED[1] / REFINED[0])).exp()
+    before_B = (sigma_B * (0.7 + 2.8 * torch.rand(count, generator=generator)).exp()).clamp(max=SIGMA_MAX)
+    with torch.no_grad():
+        x, kept, by = noised(x0, before_B)
+        guess = kept + by * v(x, before_B)
+    x, kept, by = noised(torch.where(sees.view(-1, 1, 1, 1, 1).to(device) > 0, guess, x0), sigma_B)
+    return (kept + by * v(x, sigma_B) - x0).square().mean((1, 2, 3, 4))
 
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
@@ -715,7 +738,8 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         tokens = data.FRAMES * pool.clips.shape[-1] * (rows or pool.clips.shape[-2])
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
         high_share = 0.4 - 0.15 * progress  # where things go before how they look
-        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, rows, only), torch_rng, run.device, high_share)
+        refines = bool(same.random() < REFINED_SHARE)
+        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, rows, only), torch_rng, run.device, high_share, refines)
         return {"loss": each.mean()}
 
     def show() -> None:

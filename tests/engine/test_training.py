@@ -48,7 +48,7 @@ def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None
 def test_the_unet_is_told_the_speed_of_the_clip_itself_and_its_rate(training: Any, tmp_path: Path) -> None:
     data, train = training("data"), training("train")
     clips = data.Cache(np.zeros((2, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 12]), np.array([[0.25], [0.25]], np.float32).repeat(data.FRAMES - 1, 1))
-    vae = SimpleNamespace(encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.zeros(len(x), 4, 8, 12))))
+    vae = SimpleNamespace(encoder=torch.nn.Identity(), encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.zeros(len(x), 4, 8, 12))))
     latents = train.encode(train.Run("unet", tmp_path, torch.device("cpu"), 0, 1, None, 1, 1e-3, 0.9), vae, clips, "test")
     ids = train.draw(latents, np.random.default_rng(0), 32, data.FRAMES, None).ids_B3
     assert {(fps, bucket) for fps, bucket, _ in ids.tolist()} == {(6 - 1, data.bucket_of(0.25, 6, 64)), (12 - 1, data.bucket_of(0.25, 12, 64))}
@@ -207,26 +207,49 @@ def test_a_rescaled_bucket_means_what_as_many_times_more_did(training: Any, tmp_
     torch.testing.assert_close(first.weight[:, 2 * width :], before[:, 2 * width :])
 
 
-def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any) -> None:
-    """Sampling turns the network's output into the clip by c_skip and c_out: what it is trained to give is what makes that exact."""
-    train = training("train")
-    x0 = torch.randn(2, 3, 4, 8, 8)
+class _Predicting(torch.nn.Module):
+    """A UNet whose guess at the clip is always the same, whatever it gets, which it keeps: without its noise's scale."""
 
-    class Knowing(torch.nn.Module):
-        def forward(self, x_BT8hw: torch.Tensor, c_noise_B: torch.Tensor, **_: Any) -> Any:
-            sigma = (4 * c_noise_B).exp().view(-1, 1, 1, 1, 1)
-            x = x_BT8hw[:, :, :4].float() * (sigma**2 + 1).sqrt()
-            v = (x0 - x / (sigma**2 + 1)) / (-sigma / (sigma**2 + 1).sqrt())
-            return type("Output", (), {"sample": v})
+    def __init__(self, x0_BT4hw: torch.Tensor) -> None:
+        super().__init__()
+        self.x0, self.seen = x0_BT4hw, list[torch.Tensor]()
 
-    class Blind(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> Any:
-            return type("Output", (), {"image_embeds": torch.zeros(len(pixels), 8)})
+    def forward(self, x_BT8hw: torch.Tensor, c_noise_B: torch.Tensor, **_: Any) -> Any:
+        sigma = (4 * c_noise_B).exp().view(-1, 1, 1, 1, 1)
+        x = x_BT8hw[:, :, :4].float() * (sigma**2 + 1).sqrt()
+        self.seen.append(x / sigma)
+        v = (self.x0 - x / (sigma**2 + 1)) / (-sigma / (sigma**2 + 1).sqrt())
+        return type("Output", (), {"sample": v})
 
+
+class _Blind(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> Any:
+        return type("Output", (), {"image_embeds": torch.zeros(len(pixels), 8)})
+
+
+def _loss(train: Any, unet: _Predicting, x0: torch.Tensor, refines: bool) -> torch.Tensor:
     batch = train.Batch(x0, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 224, 224), torch.tensor([[5.0, 127, 0.02]] * 2))
-    losses = train.unet_loss(Knowing(), Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"), high_share=0.3)
+    return train.unet_loss(unet, _Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"), high_share=0.3, refines=refines)
+
+
+@pytest.mark.parametrize("refines", [False, True])
+def test_the_loss_is_nothing_for_a_network_that_knows_the_clip(training: Any, refines: bool) -> None:
+    """Sampling turns the network's output into the clip by c_skip and c_out: what it is trained to give is what makes that exact."""
+    x0 = torch.randn(2, 3, 4, 8, 8)
+    losses = _loss(training("train"), _Predicting(x0), x0, refines)
     assert losses.shape == (2,)
     assert float(losses.max()) < 1e-4
+
+
+def test_a_network_that_refines_sees_its_own_guess_with_noise_and_not_the_clip(training: Any) -> None:
+    x0 = torch.full((2, 3, 4, 8, 8), 1e4)
+    unet = _Predicting(torch.zeros_like(x0))
+    losses = _loss(training("train"), unet, x0, refines=True)
+    before, after = unet.seen
+    assert float(before.mean()) > 10  # the clip's
+    assert float(after.mean()) == pytest.approx(0, abs=0.1)  # noise alone, as of a guess of nothing
+    assert float(after.std()) == pytest.approx(1, abs=0.1)
+    assert losses.tolist() == pytest.approx([1e8, 1e8], rel=1e-3)
 
 
 @pytest.mark.parametrize("quick", [torch.bfloat16, torch.float32])
