@@ -667,11 +667,16 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, ro
     return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids))
 
 
+def _evenly(count: int, generator: torch.Generator) -> Tensor:
+    """Numbers in 0..1 at random, one in each of as many equal parts, [count]."""
+    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (even + torch.rand(1, generator=generator)) % 1
+
+
 def noise_levels(count: int, generator: torch.Generator, high_share: float) -> Tensor:
     """Log-normal, as SVD was trained; but for a share that is uniform in the logarithm up to the level that sampling starts from, since it is
     there that how a clip moves is decided. Spread evenly over a batch."""
-    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    even = (even + torch.rand(1, generator=generator)) % 1
+    even = _evenly(count, generator)
     usual = torch.special.ndtri(((even - high_share) / (1 - high_share)).clamp(1e-4, 1 - 1e-4)) * 1.6 + 1.0
     high = math.log(10) + even / high_share * math.log(SIGMA_MAX / 10)
     return torch.where(even < high_share, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
@@ -692,34 +697,29 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
     with _quick(device):
         embedding = encoder(batch.pixels_B3HW.to(device)).image_embeds * looks.to(device)[:, None]
 
-    def noised(clip: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clip with noise; the part of it that is kept, and what v is multiplied by, for x0."""
+    def guess(clip: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 of the clip with noise, and what v is multiplied by in it."""
         sigma = sigma_B.view(-1, 1, 1, 1, 1).to(device)
+        scale = (sigma**2 + 1).sqrt()
         x = clip + sigma * torch.randn(x0.shape, generator=generator).to(device)
-        return x, x / (sigma**2 + 1), -sigma / (sigma**2 + 1).sqrt()
-
-    def v(x: Tensor, sigma_B: Tensor) -> Tensor:
-        c_in = 1 / (sigma_B.view(-1, 1, 1, 1, 1).to(device) ** 2 + 1).sqrt()
         with _quick(device):
-            return unet(
-                torch.cat([x * c_in, concat], dim=2),
+            v = unet(
+                torch.cat([x / scale, concat], dim=2),
                 (0.25 * sigma_B.log()).to(device),
                 encoder_hidden_states=embedding[:, None],
                 added_time_ids=batch.ids_B3.to(device),
-            ).sample.float()
+            ).sample
+        return x / scale**2 - sigma / scale * v.float(), -sigma / scale
 
     if not refines:
-        sigma_B = noise_levels(count, generator, high_share)
-        x, kept, by = noised(x0, sigma_B)
-        return (v(x, sigma_B) - (x0 - kept) / by).square().mean((1, 2, 3, 4))
-    even = ((torch.arange(count) + torch.rand(count, generator=generator)) / count + torch.rand(1, generator=generator)) % 1
-    sigma_B = (math.log(REFINED[0]) + even * math.log(REFINED[1] / REFINED[0])).exp()
-    before_B = (sigma_B * (0.7 + 2.8 * torch.rand(count, generator=generator)).exp()).clamp(max=SIGMA_MAX)
+        x0_guess, times = guess(x0, noise_levels(count, generator, high_share))
+        return ((x0_guess - x0) / times).square().mean((1, 2, 3, 4))
+    sigma_B = (math.log(REFINED[0]) + _evenly(count, generator) * math.log(REFINED[1] / REFINED[0])).exp()
+    before_B = sigma_B * (0.7 + 2.8 * torch.rand(count, generator=generator)).exp()  # twice to 33 times as much: one step of sampling, or two
     with torch.no_grad():
-        x, kept, by = noised(x0, before_B)
-        guess = kept + by * v(x, before_B)
-    x, kept, by = noised(torch.where(sees.view(-1, 1, 1, 1, 1).to(device) > 0, guess, x0), sigma_B)
-    return (kept + by * v(x, sigma_B) - x0).square().mean((1, 2, 3, 4))
+        first, _ = guess(x0, before_B.clamp(max=SIGMA_MAX))
+    clip = torch.where(sees.view(-1, 1, 1, 1, 1).to(device) > 0, first, x0)
+    return (guess(clip, sigma_B)[0] - x0).square().mean((1, 2, 3, 4))
 
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
