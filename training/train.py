@@ -53,11 +53,13 @@ SIZES = ((192, 128, 0.65), (128, 128, 0.35))  # width, height, share of the clip
 SAVE_EVERY, STRIP_EVERY, LOG_EVERY = 180.0, 720.0, 20  # seconds, seconds, steps
 LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one the machine slept or the process was stopped
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
-SAMPLED_CLIPS = 96  # that `remake` makes
+SAMPLED_CLIPS = 128  # that `remake` makes
 REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
+SEEN_SHARE = 0.2  # times LPIPS is in the UNet's loss
 LPIPS_SHARE = 0.5
+TEXTURE_SHARE = 0.1
 DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
-CRITIC_SHARE, CRITIC_RATE = 0.5, 3.0  # how much of the gradient is the critic's, against the rest's; and how fast it learns, against the decoder
+CRITIC_SHARE, CRITIC_RATE = 0.05, 3.0  # how much of the gradient is the critic's, against the rest's; and how fast it learns, against the decoder
 MOVED_SHARE = 0.6  # of the steps in which the VAE's latents are moved by less than one
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
@@ -328,7 +330,7 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
         coarse = F.avg_pool2d(x - y, 4).abs().mean() + F.avg_pool2d(x - y, 8).abs().mean()
         share = LPIPS_SHARE * (DECODERS_SHARE if only_decoder else 1.0 if not begins else min(1.0, max(0.0, progress - 0.2) / 0.3))
         total = 0.3 * error + 4 * spread + coarse + share * distance + 1e-6 * kl
-        texture = (_texture(x) - _texture(y)).abs().mean()
+        texture = TEXTURE_SHARE * (_texture(x) / _texture(y)).log().abs().mean()
         # Errors that stay where they are while the picture moves under them; optical flow takes them for a picture that moves less.
         change = (x - y).unflatten(0, (-1, frames)).diff(dim=1).abs().mean() if frames > 1 else torch.zeros(())
         if not begins:
@@ -405,7 +407,8 @@ def _distance(look: Lpips, x_N3HW: Tensor, y_N3HW: Tensor, rng: np.random.Genera
 
 
 def _texture(x_N3HW: Tensor) -> Tensor:
-    """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one."""
+    """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one. To be compared by its ratio: a weave
+    that is lost in grass is all that is seen in a sky."""
     grey = x_N3HW.mean(1, keepdim=True)
     slope = (grey.diff(dim=-1)[..., 1:, :].square() + grey.diff(dim=-2)[..., 1:].square() + 1e-5).sqrt()
     return F.avg_pool2d(slope, 8, ceil_mode=True)
@@ -514,13 +517,13 @@ def remake(run: Run, start: Path, vae: Any, caches: Sequence[data.Cache]) -> lis
                 conditioning,
                 frames=data.FRAMES,
                 steps=8,
-                solver="dpmpp_2m",
+                solver="euler_ancestral",
                 schedule=demo.SCHEDULE,
                 guidance=demo.GUIDANCE,
                 seed=index,
                 device=run.device,
                 start_T4hw=latents.clips[index].float(),
-                strength=float(rng.uniform(0.25, 0.6)),
+                strength=float(rng.uniform(0.4, 1.0)),
             )
             return (made.half(),)
 
@@ -634,17 +637,18 @@ def _together() -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """x0_BT4hw in the UNet's scale, concat_B4hw, pixels_B3HW for the image encoder, ids_B3 (fps - 1, bucket, augmentation)."""
+    """x0_BT4hw in the UNet's scale, concat_B4hw, pixels_B3HW for the image encoder, ids_B3 (fps - 1, bucket, augmentation); and the clips, [B,T,H,W,3] uint8."""
 
     x0_BT4hw: Tensor
     concat_B4hw: Tensor
     pixels_B3HW: Tensor
     ids_B3: Tensor
+    frames_BTHW3: np.ndarray
 
 
 def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, rows: int | None, only: Sequence[int] | None = None) -> Batch:
     """Some clips of `frames` frames, played forwards or backwards, a strip of `rows` rows of latents cut out of them or whole."""
-    x0, concat, pixels, ids = [], [], [], []
+    x0, concat, pixels, ids, shown = [], [], [], [], []
     for _ in range(count):
         index = int(rng.choice(latents.cache.tellable, p=latents.cache.shares) if only is None else rng.choice(only))
         length, height = latents.clips.shape[1], latents.clips.shape[3]
@@ -658,13 +662,13 @@ def draw(latents: Latents, rng: np.random.Generator, count: int, frames: int, ro
         image = latents.noised[index, int(backwards)].float() if noised else clip[0]
         x0.append(clip[..., y : y + h, :] * model.SCALING_FACTOR)
         concat.append(image[..., y : y + h, :])
-        picture = latents.cache.frames[index][order[0], 8 * y : 8 * (y + h)]
-        pixels.append(clip_pixels((_to_network(picture[None]) + 1) / 2, 224)[0])
+        shown.append(latents.cache.frames[index][order, 8 * y : 8 * (y + h)])
+        pixels.append(clip_pixels((_to_network(shown[-1][:1]) + 1) / 2, 224)[0])
         steps = [min(a, b) for a, b in pairwise(order)]
         fps = int(latents.cache.fps[index])
         bucket = data.bucket_of(float(latents.cache.flows[index][steps].mean()), fps, latents.cache.frames.shape[2])
         ids.append([fps - 1, bucket, float(latents.augmentation[index, int(backwards)]) if noised else 0.0])
-    return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids))
+    return Batch(torch.stack(x0), torch.stack(concat), torch.stack(pixels), torch.tensor(ids), np.stack(shown))
 
 
 def _evenly(count: int, generator: torch.Generator) -> Tensor:
@@ -682,8 +686,8 @@ def noise_levels(count: int, generator: torch.Generator, high_share: float) -> T
     return torch.where(even < high_share, high, usual).exp().clamp(SIGMA_MIN, SIGMA_MAX)
 
 
-def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float, refines: bool = False) -> Tensor:
-    """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output.
+def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator, device: torch.device, high_share: float, refines: bool = False) -> tuple[Tensor, Tensor]:
+    """Squared error of v for each clip, [B]: sgm's VScalingWithEDMcNoise, whose weighting is one on the network's own output. And the guess at x0, [B,T,4,h,w].
 
     refines  the noise is on what the network guesses from more of it, as in sampling with noise added anew in each step: it then learns to mend what it
              gets wrong, with the image beside it, instead of taking it for the clip's own detail. The squared error of x0
@@ -713,13 +717,23 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 
     if not refines:
         x0_guess, times = guess(x0, noise_levels(count, generator, high_share))
-        return ((x0_guess - x0) / times).square().mean((1, 2, 3, 4))
+        return ((x0_guess - x0) / times).square().mean((1, 2, 3, 4)), x0_guess
     sigma_B = (math.log(REFINED[0]) + _evenly(count, generator) * math.log(REFINED[1] / REFINED[0])).exp()
     before_B = sigma_B * (0.7 + 2.8 * torch.rand(count, generator=generator)).exp()  # twice to 33 times as much: one step of sampling, or two
     with torch.no_grad():
         first, _ = guess(x0, before_B.clamp(max=SIGMA_MAX))
     clip = torch.where(sees.view(-1, 1, 1, 1, 1).to(device) > 0, first, x0)
-    return (guess(clip, sigma_B)[0] - x0).square().mean((1, 2, 3, 4))
+    x0_guess, _ = guess(clip, sigma_B)
+    return (x0_guess - x0).square().mean((1, 2, 3, 4)), x0_guess
+
+
+def seen_loss(vae: Any, look: Lpips, x0_guess_BT4hw: Tensor, batch: Batch, rng: np.random.Generator) -> Tensor:
+    """LPIPS of two neighbouring frames of one of the guesses, decoded, against the clip's own: most of what is seen lies in little of the latents' variance."""
+    index, first = int(rng.integers(len(x0_guess_BT4hw))), int(rng.integers(x0_guess_BT4hw.shape[1] - 1))
+    x = _to_network(batch.frames_BTHW3[index, first : first + 2]).to(x0_guess_BT4hw.device)
+    with _quick(x.device):
+        y = vae.decode(x0_guess_BT4hw[index, first : first + 2] / model.SCALING_FACTOR, num_frames=2).sample.float()
+        return _distance(look, x[..., 8:-8, :], y[..., 8:-8, :], rng)  # above and below a strip the decoder sees nothing, where a clip has more
 
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
@@ -727,7 +741,8 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
     so that most of what a camera that goes to the right will show is in the first frame."""
     latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}-{run.seed}") for clips in caches]
     run.begin({key: begun(run, parts, key, run.seed + number) for number, key in enumerate(("unet", "image_encoder"), start=1)}, resume)
-    unet, encoder = run.networks["unet"], run.networks["image_encoder"]
+    unet, encoder, look = run.networks["unet"], run.networks["image_encoder"], Lpips().to(run.device)
+    _in_two_dimensions(vae)
     say(f"UNet {model.count(unet) / 1e6:.2f}M, image encoder {model.count(encoder) / 1e6:.2f}M parameters")
 
     def loss_of(rng: np.random.Generator, torch_rng: torch.Generator, progress: float) -> dict[str, Tensor]:
@@ -739,8 +754,10 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         count = run.batch * max(1, round(4 * 8 * 256 / tokens))
         high_share = 0.4 - 0.15 * progress  # where things go before how they look
         refines = bool(same.random() < REFINED_SHARE)
-        each = unet_loss(unet, encoder, draw(pool, rng, count, data.FRAMES, rows, only), torch_rng, run.device, high_share, refines)
-        return {"loss": each.mean()}
+        batch = draw(pool, rng, count, data.FRAMES, rows, only)
+        each, x0_guess = unet_loss(unet, encoder, batch, torch_rng, run.device, high_share, refines)
+        seen = seen_loss(vae, look, x0_guess, batch, rng)
+        return {"loss": each.mean() + SEEN_SHARE * seen, "error": each.mean(), "lpips": seen}
 
     def show() -> None:
         path = write(run, parts, vae)

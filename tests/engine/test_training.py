@@ -228,8 +228,10 @@ class _Blind(torch.nn.Module):
 
 
 def _loss(train: Any, unet: _Predicting, x0: torch.Tensor, refines: bool) -> torch.Tensor:
-    batch = train.Batch(x0, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 224, 224), torch.tensor([[5.0, 127, 0.02]] * 2))
-    return train.unet_loss(unet, _Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"), high_share=0.3, refines=refines)
+    batch = train.Batch(x0, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 224, 224), torch.tensor([[5.0, 127, 0.02]] * 2), np.zeros((2, 3, 64, 64, 3), np.uint8))
+    losses, guess = train.unet_loss(unet, _Blind(), batch, torch.Generator().manual_seed(0), torch.device("cpu"), high_share=0.3, refines=refines)
+    torch.testing.assert_close(guess, unet.x0, rtol=1e-3, atol=1e-3)
+    return losses
 
 
 @pytest.mark.parametrize("refines", [False, True])
@@ -250,6 +252,21 @@ def test_a_network_that_refines_sees_its_own_guess_with_noise_and_not_the_clip(t
     assert float(after.mean()) == pytest.approx(0, abs=0.1)  # noise alone, as of a guess of nothing
     assert float(after.std()) == pytest.approx(1, abs=0.1)
     assert losses.tolist() == pytest.approx([1e8, 1e8], rel=1e-3)
+
+
+def test_guesses_are_looked_at_beside_the_frames_that_they_are_of(training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = training("train")
+    latents = torch.rand(3, 5, 4, 4, 6) * 2 - 1
+    shown = latents[:, :, :3].repeat_interleave(8, 3).repeat_interleave(8, 4)
+    frames = ((shown + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+    batch = train.Batch(latents, latents[:, 0], torch.zeros(3, 3, 224, 224), torch.zeros(3, 3), frames)
+    vae = SimpleNamespace(decode=lambda z, num_frames: SimpleNamespace(sample=z[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3) * train.model.SCALING_FACTOR))
+    monkeypatch.setattr(train, "_distance", lambda look, x, y, rng: (x - y).abs().mean())
+    assert all(float(train.seen_loss(vae, None, latents, batch, np.random.default_rng(seed))) < 0.005 for seed in range(20))
+    guess = latents.clone().requires_grad_(True)
+    for seed in range(60):
+        train.seen_loss(vae, None, guess + 0.1, batch, np.random.default_rng(seed)).backward()
+    assert bool((guess.grad.abs().sum((2, 3, 4)) > 0).all())  # of every clip, every frame
 
 
 @pytest.mark.parametrize("quick", [torch.bfloat16, torch.float32])
