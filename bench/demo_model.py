@@ -122,8 +122,8 @@ def clip(
     image_HW3: np.ndarray,
     bucket: int,
     fps: int = FPS,
-    steps: int = 25,
-    solver: str = "euler",
+    steps: int = demo.STEPS,
+    solver: str = demo.SOLVER,
     schedule: str = demo.SCHEDULE,
     seed: int = 0,
     guidance: tuple[float, float] = demo.GUIDANCE,
@@ -197,7 +197,7 @@ def _controls(options: Options) -> list[str]:
         cv2.imwrite(str(TABLE.with_suffix(".jpg")), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
     every = np.stack(sharp)
     return [
-        f"{len(images)} photographs, 14 frames of 192x128, 25 steps of Euler on the {demo.SCHEDULE} schedule, guidance {demo.GUIDANCE[0]:g} to {demo.GUIDANCE[1]:g}, as `render demo` does it. Flow is OpenCV's DIS, in pixels a frame, the mean of all pixels; "
+        f"{len(images)} photographs, 14 frames of 192x128, {demo.STEPS} steps of {demo.SOLVER} on the {demo.SCHEDULE} schedule, guidance {demo.GUIDANCE[0]:g} to {demo.GUIDANCE[1]:g}, as `render demo` does it. Flow is OpenCV's DIS, in pixels a frame, the mean of all pixels; "
         "sharpness is the mean gradient against the photograph's.",
         "",
         "| motion bucket | flow asked for | flow | | first frame, PSNR in dB | sharpness of the first frame | of the last | of each |",

@@ -23,7 +23,17 @@ from environment import ROOT, SetupError, say
 WORKFLOWS = ROOT / "workflows"
 WORKFLOW = "keyframes_to_video"
 RESULTS = ROOT / "demo-output"
-SMALL: dict[str, Any] = {"checkpoint": "demo", "width": 192, "height": 128, "frames": 14, "schedule": "uniform", "guidance_max": 1.5}
+SMALL: dict[str, Any] = {
+    "checkpoint": "demo",
+    "width": 192,
+    "height": 128,
+    "frames": 14,
+    "steps": 25,
+    "solver": "euler",
+    "schedule": "uniform",
+    "guidance_min": 1.0,
+    "guidance_max": 1.5,
+}
 BAR = 30
 
 

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from ..vram.meter import Measured
 
 # What a clip is made with where nothing is asked for, by checkpoint.
-_USUAL: dict[str, Any] = {"frames": 25, "width": 1024, "height": 576, "schedule": "karras", "guidance": (1.0, 3.0)}
-_DEMO: dict[str, Any] = {"frames": demo.FRAMES, "width": demo.SIZES[0][0], "height": demo.SIZES[0][1], "schedule": demo.SCHEDULE, "guidance": demo.GUIDANCE}
+_USUAL: dict[str, Any] = {"frames": 25, "width": 1024, "height": 576, "steps": 25, "solver": "euler", "schedule": "karras", "guidance": (1.0, 3.0)}
+_DEMO: dict[str, Any] = {
+    "frames": demo.FRAMES,
+    "width": demo.SIZES[0][0],
+    "height": demo.SIZES[0][1],
+    "steps": demo.STEPS,
+    "solver": demo.SOLVER,
+    "schedule": demo.SCHEDULE,
+    "guidance": demo.GUIDANCE,
+}
 
 
 def _help(name: str) -> str:
@@ -57,8 +65,8 @@ def add_commands(add_parser: AddParser) -> None:
     render.add_argument("out", type=Path, metavar="OUT", help="a video file (.mp4, .webm, .mov, .mkv, .gif, .webp) or a folder for PNGs")
     _add_clip(render)
     render.add_argument("--resize", choices=("crop", "pad", "stretch"), default="crop")
-    render.add_argument("--steps", type=int, default=25)
-    render.add_argument("--solver", choices=("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"), default="euler")
+    render.add_argument("--steps", type=int, default=argparse.SUPPRESS, help=_help("steps"))
+    render.add_argument("--solver", choices=("euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"), default=argparse.SUPPRESS, help=_help("solver"))
     render.add_argument(
         "--schedule",
         choices=("karras", "exponential", "align_your_steps", "uniform"),

@@ -58,7 +58,7 @@ def clip_at(svd: SVDModel, photo: Tensor) -> Any:
     @functools.cache
     def make(bucket: int) -> Tensor:
         conditioning = condition(svd, photo, WIDTH, HEIGHT, device=CPU, motion_bucket=bucket)
-        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=12, solver="dpmpp_2m", schedule=demo.SCHEDULE, guidance=demo.GUIDANCE, device=CPU)
+        latents = sample_clip(svd, conditioning, frames=demo.FRAMES, steps=demo.STEPS, solver=demo.SOLVER, schedule=demo.SCHEDULE, guidance=demo.GUIDANCE, device=CPU)
         return decode_clip(svd, latents, device=CPU)
 
     return make
@@ -108,11 +108,12 @@ def test_render_samples_as_suits_it(tmp_path: Path) -> None:
         assert main(["render", "demo", str(PHOTO), str(tmp_path / f"{name}.mp4"), *short, *options]) == 0
         return load_file(tmp_path / f"{name}.safetensors")["samples"]
 
-    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE]
+    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE, "--solver", demo.SOLVER]
     ours = latents("not-asked")
     torch.testing.assert_close(ours, latents("asked", *asked), rtol=0, atol=0)
     assert not torch.equal(ours, latents("usual-guidance", "--guidance", "1", "3"))
     assert not torch.equal(ours, latents("usual-schedule", "--schedule", "karras"))
+    assert not torch.equal(ours, latents("another-solver", "--solver", "lcm"))
 
 
 def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,9 @@ def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.M
     small = importlib.import_module("demo").SMALL
     prompt = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
     shipped = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
-    suited = {"checkpoint": demo.NAME, "width": WIDTH, "height": HEIGHT, "frames": demo.FRAMES, "schedule": demo.SCHEDULE, "guidance_max": demo.GUIDANCE[1]}
+    clip = {"checkpoint": demo.NAME, "width": WIDTH, "height": HEIGHT, "frames": demo.FRAMES}
+    sampling = {"steps": demo.STEPS, "solver": demo.SOLVER, "schedule": demo.SCHEDULE, "guidance_min": demo.GUIDANCE[0], "guidance_max": demo.GUIDANCE[1]}
+    suited = clip | sampling
     assert small == suited
     assert shipped | suited == shipped
 
