@@ -37,7 +37,7 @@ _DEMO: dict[str, Any] = {
 
 def _help(name: str) -> str:
     usual, demos = (" ".join(map("{:g}".format, values[name])) if isinstance(values[name], tuple) else values[name] for values in (_USUAL, _DEMO))
-    return f"{usual} if not given; {demos} for the demo model"
+    return f"{usual} if not given" + (f"; {demos} for the demo model" if demos != usual else "")
 
 
 def add_commands(add_parser: AddParser) -> None:
