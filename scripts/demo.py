@@ -20,19 +20,23 @@ from comfy_client import Client, Prompt, Rejected, Run
 from comfy_server import Server, link, needs_cpu
 from environment import ROOT, SetupError, say
 
+sys.path.insert(0, str(ROOT))
+
+from lean_video.checkpoints import demo
+
 WORKFLOWS = ROOT / "workflows"
 WORKFLOW = "keyframes_to_video"
 RESULTS = ROOT / "demo-output"
 SMALL: dict[str, Any] = {
-    "checkpoint": "demo",
-    "width": 192,
-    "height": 128,
-    "frames": 14,
-    "steps": 25,
-    "solver": "euler",
-    "schedule": "uniform",
-    "guidance_min": 1.0,
-    "guidance_max": 1.5,
+    "checkpoint": demo.NAME,
+    "width": demo.SIZES[0][0],
+    "height": demo.SIZES[0][1],
+    "frames": demo.FRAMES,
+    "steps": demo.STEPS,
+    "solver": demo.SOLVER,
+    "schedule": demo.SCHEDULE,
+    "guidance_min": demo.GUIDANCE[0],
+    "guidance_max": demo.GUIDANCE[1],
 }
 BAR = 30
 

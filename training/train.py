@@ -407,8 +407,8 @@ def _distance(look: Lpips, x_N3HW: Tensor, y_N3HW: Tensor, rng: np.random.Genera
 
 
 def _texture(x_N3HW: Tensor) -> Tensor:
-    """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one. To be compared by its ratio: a weave
-    that is lost in grass is all that is seen in a sky."""
+    """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one. To be compared
+    by its ratio: a weave that is lost in grass is all that is seen in a sky."""
     grey = x_N3HW.mean(1, keepdim=True)
     slope = (grey.diff(dim=-1)[..., 1:, :].square() + grey.diff(dim=-2)[..., 1:].square() + 1e-5).sqrt()
     return F.avg_pool2d(slope, 8, ceil_mode=True)

@@ -104,15 +104,16 @@ def test_a_size_that_it_does_not_know_is_told(tmp_path: Path, capsys: pytest.Cap
 
 def test_render_samples_as_suits_it(tmp_path: Path) -> None:
     def latents(name: str, *options: str) -> Tensor:
-        short = ["--steps", "2", "--frames", "3", "--width", "64", "--height", "64", "--device", "cpu", "--save-latents", str(tmp_path / f"{name}.safetensors")]
+        short = ["--frames", "3", "--width", "64", "--height", "64", "--device", "cpu", "--save-latents", str(tmp_path / f"{name}.safetensors")]
         assert main(["render", "demo", str(PHOTO), str(tmp_path / f"{name}.mp4"), *short, *options]) == 0
         return load_file(tmp_path / f"{name}.safetensors")["samples"]
 
-    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE, "--solver", demo.SOLVER]
+    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE, "--steps", str(demo.STEPS), "--solver", demo.SOLVER]
     ours = latents("not-asked")
     torch.testing.assert_close(ours, latents("asked", *asked), rtol=0, atol=0)
     assert not torch.equal(ours, latents("usual-guidance", "--guidance", "1", "3"))
     assert not torch.equal(ours, latents("usual-schedule", "--schedule", "karras"))
+    assert not torch.equal(ours, latents("more-steps", "--steps", str(demo.STEPS + 1)))
     assert not torch.equal(ours, latents("another-solver", "--solver", "lcm"))
 
 
@@ -121,11 +122,10 @@ def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.M
     small = importlib.import_module("demo").SMALL
     prompt = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
     shipped = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
-    clip = {"checkpoint": demo.NAME, "width": WIDTH, "height": HEIGHT, "frames": demo.FRAMES}
-    sampling = {"steps": demo.STEPS, "solver": demo.SOLVER, "schedule": demo.SCHEDULE, "guidance_min": demo.GUIDANCE[0], "guidance_max": demo.GUIDANCE[1]}
-    suited = clip | sampling
-    assert small == suited
-    assert shipped | suited == shipped
+    guidance = {"guidance_min": demo.GUIDANCE[0], "guidance_max": demo.GUIDANCE[1]}
+    suited = {"checkpoint": demo.NAME, "frames": demo.FRAMES, "steps": demo.STEPS, "solver": demo.SOLVER, "schedule": demo.SCHEDULE, **guidance}
+    assert small == suited | {"width": WIDTH, "height": HEIGHT}
+    assert shipped | small == shipped
 
 
 def test_plan_is_for_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
