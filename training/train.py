@@ -57,9 +57,10 @@ SAMPLED_CLIPS = 128  # that `remake` makes
 REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
 SEEN_SHARE = 0.2  # times LPIPS is in the UNet's loss
 LPIPS_SHARE = 0.5
-TEXTURE_SHARE = 0.1
+TEXTURE_SHARE = 0.3
 DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
 CRITIC_SHARE, CRITIC_RATE = 0.05, 3.0  # how much of the gradient is the critic's, against the rest's; and how fast it learns, against the decoder
+PALE_SHARE, PALE, GRAIN = 0.2, (0.03, 0.5), 0.015  # of the clips that the VAE sees have little contrast; how much of it; and up to this much noise, of -1..1
 MOVED_SHARE = 0.6  # of the steps in which the VAE's latents are moved by less than one
 LATENT_ERROR = 0.1  # at most this much noise on the latents, whose standard deviation is 1, that the decoder learns to take; in half of the clips
 
@@ -306,7 +307,8 @@ def train_vae(run: Run, parts: dict[str, Any], caches: Sequence[data.Cache], res
                 y = vae.decode(latents.to(run.device), num_frames=frames).sample.float()
         else:
             moved = run.scaled and rng.random() < MOVED_SHARE
-            crops = _crops(caches, rng, side + 8, 1 if moved else frames, run.batch * count).to(run.device)
+            crops = _crops(caches, rng, side + 8, 1 if moved else frames, run.batch * count)
+            crops = _paled(crops, 1 if moved else frames, rng, torch_rng).to(run.device)
             moves = _moves(rng, frames, run.batch * count) if moved else np.zeros((len(crops), 2), int)
             with _quick(run.device):
                 moments = vae.encode(crops[..., 4:-4, 4:-4]).latent_dist
@@ -408,9 +410,9 @@ def _distance(look: Lpips, x_N3HW: Tensor, y_N3HW: Tensor, rng: np.random.Genera
 
 def _texture(x_N3HW: Tensor) -> Tensor:
     """How busy each patch of 8x8 is: its mean slope. An error's mean is smallest for a blurred picture, which this tells from a sharp one. To be compared
-    by its ratio: a weave that is lost in grass is all that is seen in a sky."""
+    by its ratio: a weave that is lost in grass is all that is seen in a sky. Slopes of a hundredth and less, grain, are as good as none."""
     grey = x_N3HW.mean(1, keepdim=True)
-    slope = (grey.diff(dim=-1)[..., 1:, :].square() + grey.diff(dim=-2)[..., 1:].square() + 1e-5).sqrt()
+    slope = (grey.diff(dim=-1)[..., 1:, :].square() + grey.diff(dim=-2)[..., 1:].square() + 1e-4).sqrt()
     return F.avg_pool2d(slope, 8, ceil_mode=True)
 
 
@@ -557,6 +559,17 @@ def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, fr
         clip = clips.frames[rng.integers(len(clips.frames))]
         found.append(clip[first::stride][:frames, y : y + side, x : x + side])
     return _to_network(np.concatenate(found))
+
+
+def _paled(x_N3HW: Tensor, frames: int, rng: np.random.Generator, torch_rng: torch.Generator) -> Tensor:
+    """The same, with some clips of so many frames as bare skies are: nearly of one colour, with grain. A decoder that never saw any scratches them, which
+    a crop with more to see would have hidden."""
+    clips = x_N3HW.unflatten(0, (-1, frames)).clone()
+    for index in np.flatnonzero(rng.random(len(clips)) < PALE_SHARE):
+        contrast, grain = math.exp(rng.uniform(*np.log(PALE))), rng.uniform(0, GRAIN)
+        colour = clips[index].mean((0, 2, 3), keepdim=True)
+        clips[index] = (colour + contrast * (clips[index] - colour) + grain * torch.randn(clips[index].shape, generator=torch_rng)).clamp(-1, 1)
+    return clips.flatten(0, 1)
 
 
 def _to_network(frames_NHW3: np.ndarray) -> Tensor:

@@ -299,6 +299,29 @@ def test_sampled_latents_are_cut_where_their_frames_are(training: Any) -> None:
     torch.testing.assert_close((torch.nn.functional.avg_pool2d(pictures, 8) + 1) * 127.5, cut, rtol=0, atol=0.01)
 
 
+def test_some_clips_are_as_pale_as_skies_and_keep_their_colour(training: Any) -> None:
+    train = training("train")
+    clips = torch.rand(200, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5 + torch.linspace(-0.4, 0.4, 3).view(3, 1, 1)
+    paled = train._paled(clips.flatten(0, 1), 3, np.random.default_rng(0), torch.Generator().manual_seed(1)).unflatten(0, (-1, 3))
+    changed = [index for index in range(200) if not torch.equal(paled[index], clips[index])]
+    assert 20 < len(changed) < 60
+    colours = clips.mean((1, 3, 4), keepdim=True)
+    for index in changed:
+        torch.testing.assert_close(paled[index].mean((0, 2, 3)), colours[index].flatten(), rtol=0, atol=0.005)
+    contrasts = [float((paled[index] - colours[index]).std() / (clips[index] - colours[index]).std()) for index in changed]
+    assert min(contrasts) < 0.08
+    assert 0.35 < max(contrasts) < 0.55
+
+
+def test_a_weave_in_a_sky_is_told_from_the_sky_and_grain_is_not(training: Any) -> None:
+    train = training("train")
+    sky = torch.full((1, 3, 32, 32), 0.2)
+    weave = sky + 0.05 * torch.tensor([1.0, -1.0]).repeat(16)
+    grain = sky + 0.003 * torch.randn(sky.shape, generator=torch.Generator().manual_seed(0))
+    of_weave, of_grain = ((train._texture(other) / train._texture(sky)).log().abs().mean() for other in (weave, grain))
+    assert of_weave > 1 > 0.2 > of_grain
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has none to compare with")
 def test_muon_moves_convolutions_as_torchs_moves_their_matrices(training: Any) -> None:
     muon = training("muon")
