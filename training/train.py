@@ -55,7 +55,7 @@ LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one t
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SAMPLED_CLIPS = 128  # that `remake` makes
 REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
-SEEN_SHARE = 0.2  # times LPIPS is in the UNet's loss
+SEEN_SHARE = 0.3  # times LPIPS is in the UNet's loss
 LPIPS_SHARE = 0.5
 TEXTURE_SHARE = 0.3
 DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
@@ -501,11 +501,13 @@ class Sampled:
 
 @torch.no_grad()
 def remake(run: Run, start: Path, vae: Any, caches: Sequence[data.Cache]) -> list[Sampled]:
-    """Some of the clips as the UNet of the checkpoint makes them: with noise on them as from the middle of sampling, and sampled from there, so that
+    """Some of the clips, pale ones among them, as the UNet of the checkpoint makes them: with noise on them as from the middle of sampling, and sampled from there, so that
     they are softened and textured as its own are, and things are still where they were."""
     svd, found = open_svd(start), []
     for cache, (width, height, share) in zip(caches, SIZES, strict=True):
         few = cache.cut(cache.tellable[: round(SAMPLED_CLIPS * share)])
+        rng, torch_rng = np.random.default_rng(run.seed), torch.Generator().manual_seed(run.seed)
+        few = replace(few, frames=np.stack([_to_pixels(_paled(_to_network(clip), data.FRAMES, rng, torch_rng)) for clip in few.frames]))
         latents = encode(run, vae, few, f"few-{width}x{height}-{len(few.fps)}-{run.seed}")
         buckets = latents.cache.buckets()
 
