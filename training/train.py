@@ -56,6 +56,7 @@ SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SAMPLED_CLIPS = 128  # that `remake` makes
 REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
 SEEN_SHARE = 0.3  # times LPIPS is in the UNet's loss
+STILL = (0.5, 0.1)  # a clip's error in the UNet's loss is multiplied by the first over the second plus what a still would err by
 LPIPS_SHARE = 0.5
 TEXTURE_SHARE = 0.3
 DECODERS_SHARE = 4.0  # times that, when the decoder goes on alone, with a critic beside it
@@ -742,6 +743,13 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
     return (x0_guess - x0).square().mean((1, 2, 3, 4)), x0_guess
 
 
+def by_motion(x0_BT4hw: Tensor) -> Tensor:
+    """What each clip's error is to be multiplied by, [B]: little where much changes. As it is, a slow clip or a smooth picture that stays where it is
+    costs less than a fast one that is slightly blurred, and then it does stay."""
+    times, least = STILL
+    return times / (least + (x0_BT4hw - x0_BT4hw[:, :1]).square().mean((1, 2, 3, 4)))
+
+
 def seen_loss(vae: Any, look: Lpips, x0_guess_BT4hw: Tensor, batch: Batch, rng: np.random.Generator) -> Tensor:
     """LPIPS of two neighbouring frames of one of the guesses, decoded, against the clip's own: most of what is seen lies in little of the latents' variance."""
     index, first = int(rng.integers(len(x0_guess_BT4hw))), int(rng.integers(x0_guess_BT4hw.shape[1] - 1))
@@ -772,7 +780,8 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         batch = draw(pool, rng, count, data.FRAMES, rows, only)
         each, x0_guess = unet_loss(unet, encoder, batch, torch_rng, run.device, high_share, refines)
         seen = seen_loss(vae, look, x0_guess, batch, rng)
-        return {"loss": each.mean() + SEEN_SHARE * seen, "error": each.mean(), "lpips": seen}
+        counted = (each * by_motion(batch.x0_BT4hw).to(run.device)).mean()
+        return {"loss": counted + SEEN_SHARE * seen, "error": each.mean(), "lpips": seen}
 
     def show() -> None:
         path = write(run, parts, vae)

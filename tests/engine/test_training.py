@@ -254,6 +254,18 @@ def test_a_network_that_refines_sees_its_own_guess_with_noise_and_not_the_clip(t
     assert losses.tolist() == pytest.approx([1e8, 1e8], rel=1e-3)
 
 
+def test_staying_where_it_is_costs_about_as_much_whatever_a_clip_shows(training: Any) -> None:
+    train = training("train")
+    picture = torch.randn(1, 1, 4, 16, 32, generator=torch.Generator().manual_seed(0))
+    fast = torch.cat([picture.roll(2 * step, -1) for step in range(14)], dim=1)
+    clips = torch.cat([fast, 0.5 * fast])  # the second as of a picture half as rich
+    stills = (clips[:, :1] - clips).square().mean((1, 2, 3, 4))
+    assert stills[0] > 3.9 * stills[1]
+    costs = stills * train.by_motion(clips)
+    assert 0.8 * costs[0] < costs[1] < costs[0]
+    assert train.by_motion(clips[:, :1]).tolist() == pytest.approx([5.0, 5.0])
+
+
 def test_guesses_are_looked_at_beside_the_frames_that_they_are_of(training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train = training("train")
     latents = torch.rand(3, 5, 4, 4, 6) * 2 - 1
