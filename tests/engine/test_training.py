@@ -78,6 +78,17 @@ def test_every_kind_of_clip_moves_and_the_same_seed_gives_the_same_clip(training
         assert data.flow_lengths(frames).mean() > 0
 
 
+def test_cameras_move_over_films_too_but_not_where_clips_are_held_out(training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, sources = training("data"), training("sources")
+    picture, film = texture(data, 1)[:256], np.stack([np.full((256, 456, 3), level, np.uint8) for level in (10, 20, 30)])
+    monkeypatch.setattr(sources, "pictures", lambda held_out: {"one": picture})
+    monkeypatch.setattr(sources, "shots", lambda held_out: [(sources.Shot("film", 0, 3, 24, held_out), film)])
+    of = {held_out: [pyramid[0] for pyramid in data.material.__wrapped__(held_out).pyramids] for held_out in (False, True)}
+    assert [level.mean() for level in of[False]] == [picture.mean(), 10, 30]
+    assert len(of[True]) == 1
+    assert np.array_equal(of[True][0], picture)
+
+
 def test_held_out_frames_of_a_film_are_not_trained_on(training: Any) -> None:
     sources = training("sources")
     for held in (shot for shot in sources.SHOTS if shot.held_out):
