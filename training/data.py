@@ -72,8 +72,8 @@ class Material:
 
 @functools.cache
 def material(held_out: bool = False) -> Material:
-    """What to train on, or what was held out. Cameras move over both ends of a training shot too: a picture that looks like a film's would otherwise
-    stay where it is at low buckets, as cameras of films do."""
+    """What to train on, or what was held out. Cameras move over both ends of a training shot too, lest only what stays where it is, as the cameras
+    of films do at low buckets, look like a film's."""
     shots = tuple(sources.shots(held_out))
     ends = () if held_out else tuple(frames[index] for _, frames in shots for index in (0, -1))
     return Material(tuple(_pyramid(picture) for picture in (*sources.pictures(held_out).values(), *ends)), shots)

@@ -745,7 +745,7 @@ def unet_loss(unet: Any, encoder: Any, batch: Batch, generator: torch.Generator,
 
 def by_motion(x0_BT4hw: Tensor) -> Tensor:
     """What each clip's error is to be multiplied by, [B]: little where much changes. As it is, a slow clip or a smooth picture that stays where it is
-    costs less than a fast one that is slightly blurred, and then it does stay."""
+    costs less than a fast one that is slightly blurred."""
     times, least = STILL
     return times / (least + (x0_BT4hw - x0_BT4hw[:, :1]).square().mean((1, 2, 3, 4)))
 
