@@ -565,8 +565,7 @@ def _crops(caches: Sequence[data.Cache], rng: np.random.Generator, side: int, fr
 
 
 def _paled(x_N3HW: Tensor, frames: int, rng: np.random.Generator, torch_rng: torch.Generator) -> Tensor:
-    """The same, with some clips of so many frames as bare skies are: nearly of one colour, with grain. A decoder that never saw any scratches them, which
-    a crop with more to see would have hidden."""
+    """The same, with some clips of so many frames as bare skies are: nearly of one colour, with grain. What a decoder adds to those is all that is seen."""
     clips = x_N3HW.unflatten(0, (-1, frames)).clone()
     for index in np.flatnonzero(rng.random(len(clips)) < PALE_SHARE):
         contrast, grain = math.exp(rng.uniform(*np.log(PALE))), rng.uniform(0, GRAIN)
