@@ -881,6 +881,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; with one stage, not with all")
+    parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="times the usual learning rate; less than one for a short run that goes on from --start")
     parser.add_argument("--ratio", type=float, metavar="R", help="for --stage buckets")
     parser.add_argument("--folder", type=Path, default=ROOT / ".work" / "training")
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
@@ -932,7 +933,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             arguments.batch,
             minutes[i],
             None if steps[i] is None else int(steps[i] or 0),
-            rate,
+            rate * arguments.rate,
             decay,
             start=arguments.start,
             muon=name == "unet" or arguments.start is not None,

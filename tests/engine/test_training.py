@@ -312,6 +312,19 @@ def test_a_cpu_computes_in_what_takes_it_less_time(training: Any, monkeypatch: p
         muon.quickest.cache_clear()
 
 
+def test_a_rate_is_times_the_usual_one(training: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train = training("train")
+    monkeypatch.setattr(train, "_caches", lambda arguments: [])
+    monkeypatch.setattr(train, "load_vae", lambda run, parts: torch.nn.Identity())
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    rates: list[float] = []
+    monkeypatch.setattr(train, "train_unet", lambda run, *others: rates.append(run.rate))
+    for options in ((), ("--rate", "0.25")):
+        monkeypatch.setattr("sys.argv", ["train.py", "--stage", "unet", "--steps", "1", "--workers", "1", "--folder", str(tmp_path), *options])
+        train.main()
+    assert rates[1] == pytest.approx(rates[0] / 4)
+
+
 def test_sampled_latents_are_cut_where_their_frames_are(training: Any) -> None:
     train = training("train")
     small = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
