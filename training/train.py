@@ -72,6 +72,8 @@ class Run:
 
     minutes, steps  which of them ends it; the other is None
     best            weights averaged over the steps, which is what is saved and shown
+    seed            of what the steps draw, and of fresh weights
+    clips_seed      of the clips, and of what is made of each of them and kept
     """
 
     name: str
@@ -89,6 +91,7 @@ class Run:
     seconds: float = 0.0
     scaled: bool = False  # the VAE's latents have been brought to scale
     start: Path | None = None  # a checkpoint to begin with, instead of fresh weights
+    clips_seed: int = 0
     muon: bool = False  # Muon for the hidden layers' weights, AdamW for the rest; else AdamW for all
 
     def begin(self, networks: dict[str, nn.Module], resume: bool) -> None:
@@ -507,13 +510,13 @@ def remake(run: Run, start: Path, vae: Any, caches: Sequence[data.Cache]) -> lis
     svd, found = open_svd(start), []
     for cache, (width, height, share) in zip(caches, SIZES, strict=True):
         few = cache.cut(cache.tellable[: round(SAMPLED_CLIPS * share)])
-        rng, torch_rng = np.random.default_rng(run.seed), torch.Generator().manual_seed(run.seed)
+        rng, torch_rng = np.random.default_rng(run.clips_seed), torch.Generator().manual_seed(run.clips_seed)
         few = replace(few, frames=np.stack([_to_pixels(_paled(_to_network(clip), data.FRAMES, rng, torch_rng)) for clip in few.frames]))
-        latents = encode(run, vae, few, f"few-{width}x{height}-{len(few.fps)}-{run.seed}")
+        latents = encode(run, vae, few, f"few-{width}x{height}-{len(few.fps)}-{run.clips_seed}")
         buckets = latents.cache.buckets()
 
         def one(index: int, few: data.Cache = few, latents: Latents = latents, buckets: np.ndarray = buckets) -> tuple[Tensor, ...]:
-            rng = np.random.default_rng((run.seed, index))
+            rng = np.random.default_rng((run.clips_seed, index))
             picture = torch.from_numpy(np.array(few.frames[index][0])).float() / 255
             tall, wide = picture.shape[:2]
             conditioning = render.condition(svd, picture, wide, tall, device=run.device, fps=int(few.fps[index]), motion_bucket=int(buckets[index]))
@@ -532,7 +535,7 @@ def remake(run: Run, start: Path, vae: Any, caches: Sequence[data.Cache]) -> lis
             )
             return (made.half(),)
 
-        (made,) = _divided(run, f"sampled-{width}x{height}-{len(few.fps)}-{run.seed}", len(few.fps), one)
+        (made,) = _divided(run, f"sampled-{width}x{height}-{len(few.fps)}-{run.clips_seed}", len(few.fps), one)
         found.append(Sampled(made, few.frames))
     return found
 
@@ -608,7 +611,7 @@ def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
     vae.encoder.to(memory_format=torch.channels_last)  # a third less time on a CPU
 
     def one(index: int) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed((run.seed << 32) + index)
+        generator = torch.Generator().manual_seed(int(np.random.default_rng((run.clips_seed, index)).integers(2**32)))  # it looks at 32 bits alone
         augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
         x = _to_network(cache.frames[index])
         ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
@@ -761,7 +764,7 @@ def seen_loss(vae: Any, look: Lpips, x0_guess_BT4hw: Tensor, batch: Batch, rng: 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
     """The UNet and the image encoder together, on strips out of clips first, and on whole ones more and more. Strips are as wide as the clip,
     so that most of what a camera that goes to the right will show is in the first frame."""
-    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}-{run.seed}") for clips in caches]
+    latents = [encode(run, vae, clips, f"{clips.frames.shape[3]}x{clips.frames.shape[2]}-{len(clips.fps)}-{run.clips_seed}") for clips in caches]
     run.begin({key: begun(run, parts, key, run.seed + number) for number, key in enumerate(("unet", "image_encoder"), start=1)}, resume)
     unet, encoder, look = run.networks["unet"], run.networks["image_encoder"], Lpips().to(run.device)
     _in_two_dimensions(vae)
@@ -879,6 +882,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4000, help="clips to render and train on")
     parser.add_argument("--unet-clips", type=int, help="how many of them the UNet trains on, since encoding them takes a CPU long; all, if not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips-seed", type=int, help="of the clips, for a run that draws anew from those of another; --seed, if not given")
     parser.add_argument("--resume", action="store_true", help="go on from the state in the folder")
     parser.add_argument("--start", type=Path, metavar="FILE", help="begin with the weights of this checkpoint; with one stage, not with all")
     parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="times the usual learning rate; less than one for a short run that goes on from --start")
@@ -908,10 +912,14 @@ def _meeting(folder: Path, parent: int) -> Path:
     return folder.absolute() / f"meeting-{parent}"
 
 
+def _clips_seed(arguments: argparse.Namespace) -> int:
+    return arguments.seed if arguments.clips_seed is None else arguments.clips_seed
+
+
 def _caches(arguments: argparse.Namespace) -> list[data.Cache]:
     """The clips of each size, which are rendered unless they are there; none for the stage that looks at none."""
     sizes = () if arguments.stage == "buckets" else SIZES
-    return [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.seed) for width, height, share in sizes]
+    return [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, _clips_seed(arguments)) for width, height, share in sizes]
 
 
 def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
@@ -936,6 +944,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             rate * arguments.rate,
             decay,
             start=arguments.start,
+            clips_seed=_clips_seed(arguments),
             muon=name == "unet" or arguments.start is not None,
         )
         for i, (name, rate, decay) in enumerate((("vae", 8e-4 if arguments.start else 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))

@@ -325,6 +325,33 @@ def test_a_rate_is_times_the_usual_one(training: Any, monkeypatch: pytest.Monkey
     assert rates[1] == pytest.approx(rates[0] / 4)
 
 
+def test_a_run_can_draw_anew_from_the_clips_of_another(training: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data, train = training("data"), training("train")
+    monkeypatch.setattr(train, "load_vae", lambda run, parts: torch.nn.Identity())
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    clips, runs = [], []
+    monkeypatch.setattr(data, "cache", lambda folder, count, width, height, seed: clips.append(seed))
+    monkeypatch.setattr(train, "train_unet", lambda run, *others: runs.append((run.seed, run.clips_seed)))
+    for options in (("--seed", "3"), ("--seed", "4", "--clips-seed", "3")):
+        monkeypatch.setattr("sys.argv", ["train.py", "--stage", "unet", "--steps", "1", "--workers", "1", "--folder", str(tmp_path), *options])
+        train.main()
+    assert runs == [(3, 3), (4, 3)]
+    assert set(clips) == {3}
+
+
+def test_what_is_made_of_clips_is_of_their_seed_and_not_of_the_steps(training: Any, tmp_path: Path) -> None:
+    data, train = training("data"), training("train")
+    clips = data.Cache(np.zeros((2, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 12]), np.ones((2, data.FRAMES - 1), np.float32))
+    vae = SimpleNamespace(encoder=torch.nn.Identity(), encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: x[:, :1, ::8, ::8].expand(-1, 4, -1, -1))))
+
+    def noised(name: str, seed: int, clips_seed: int) -> torch.Tensor:
+        run = train.Run("unet", tmp_path, torch.device("cpu"), seed, 1, None, 1, 1e-3, 0.9, clips_seed=clips_seed)
+        return train.encode(run, vae, clips, name).noised
+
+    assert torch.equal(noised("a", 1, 5), noised("b", 2, 5))
+    assert not torch.equal(noised("a", 1, 5), noised("c", 1, 6))
+
+
 def test_sampled_latents_are_cut_where_their_frames_are(training: Any) -> None:
     train = training("train")
     small = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 24, 3), np.uint8)
