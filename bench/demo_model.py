@@ -303,7 +303,7 @@ def _solved(svd: Any, count: int, guidance: tuple[float, float], spread_T: Tenso
     pictures: dict[Way, list[float]] = {way: [] for way in WAYS}
     latents: dict[Way, list[float]] = {way: [] for way in WAYS}
     for index, image in enumerate(photographs(count)):
-        best = clip(svd, image, 127, steps=100, schedule="karras", seed=index, guidance=guidance)
+        best = clip(svd, image, 127, steps=100, solver="euler", schedule="karras", seed=index, guidance=guidance)
         for way in WAYS:
             solver, steps, schedule = way
             made = clip(svd, image, 127, steps=steps, solver=solver, schedule=schedule, seed=index, guidance=guidance)
