@@ -611,7 +611,7 @@ def encode(run: Run, vae: Any, cache: data.Cache, name: str) -> Latents:
     vae.encoder.to(memory_format=torch.channels_last)  # a third less time on a CPU
 
     def one(index: int) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(int(np.random.default_rng((run.clips_seed, index)).integers(2**32)))  # it looks at 32 bits alone
+        generator = torch.Generator().manual_seed(int(np.random.default_rng((run.clips_seed, index)).integers(2**32)))  # a generator looks at 32 bits of its seed alone
         augmentation = (torch.randn(2, generator=generator) * 0.7 - 3.5).exp().clamp(max=0.3)
         x = _to_network(cache.frames[index])
         ends = x[[0, -1]] + augmentation.view(2, 1, 1, 1) * torch.randn(x[:2].shape, generator=generator)
@@ -802,7 +802,7 @@ def write(run: Run, parts: dict[str, Any], vae: Any) -> Path:
         if key in run.networks:
             modules[key].load_state_dict(run.averaged(key))
     before = safe_open(run.start, "pt").metadata() or {} if run.start else {}
-    stages = before | {f"{len(before)} {run.name}": f"{run.step} steps, {run.seconds / 60:.0f} minutes on {run.device.type}, seed {run.seed}"}
+    stages = before | {f"{len(before)} {run.name}": f"{run.step} steps, {run.seconds / 60:.0f} minutes on {run.device.type}, seed {run.seed}, clips of seed {run.clips_seed}"}
     size = model.save(path, modules, parts, stages)
     say(f"{path.name}: {size / 1e6:.2f} MB")
     return path
@@ -891,6 +891,8 @@ def main() -> None:
     parser.add_argument("--overfit", type=int, metavar="N", help="train the UNet on the first N clips alone, to see that it can")
     parser.add_argument("--workers", type=int, help="processes that share a CPU's work; as many as it has cores, if not given")
     arguments = parser.parse_args()
+    if arguments.clips_seed is None:
+        arguments.clips_seed = arguments.seed
     if arguments.start and arguments.stage == "all":
         parser.error("--start goes with one stage: the UNet's would take the VAE of FILE, not the one trained before it")
     if arguments.stage == "buckets" and not (arguments.start and arguments.ratio):
@@ -912,14 +914,10 @@ def _meeting(folder: Path, parent: int) -> Path:
     return folder.absolute() / f"meeting-{parent}"
 
 
-def _clips_seed(arguments: argparse.Namespace) -> int:
-    return arguments.seed if arguments.clips_seed is None else arguments.clips_seed
-
-
 def _caches(arguments: argparse.Namespace) -> list[data.Cache]:
     """The clips of each size, which are rendered unless they are there; none for the stage that looks at none."""
     sizes = () if arguments.stage == "buckets" else SIZES
-    return [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, _clips_seed(arguments)) for width, height, share in sizes]
+    return [data.cache(arguments.folder / "cache", round(arguments.clips * share), width, height, arguments.clips_seed) for width, height, share in sizes]
 
 
 def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
@@ -944,7 +942,7 @@ def work(rank: int, arguments: argparse.Namespace, workers: int) -> None:
             rate * arguments.rate,
             decay,
             start=arguments.start,
-            clips_seed=_clips_seed(arguments),
+            clips_seed=arguments.clips_seed,
             muon=name == "unet" or arguments.start is not None,
         )
         for i, (name, rate, decay) in enumerate((("vae", 8e-4 if arguments.start else 1.5e-3, 0.998), ("unet", 8e-4, 0.998), ("decoder", 6e-4, 0.998)))

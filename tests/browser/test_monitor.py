@@ -75,9 +75,9 @@ def test_a_run_draws_its_timeline_and_badges(graph: Canvas, server: Server) -> N
     assert graph.page.evaluate("() => Object.values(window.app.canvas.selected_nodes ?? {}).map(n => n.type)") == ["LeanVideoTemporalDecode"]
 
 
-def point_at(part: Locator, tip: Locator, tries: int = 20) -> None:
+def point_at(part: Locator, tip: Locator) -> None:
     """Has the mouse over a part of the timeline. A plan that comes late changes what is above and moves the timeline from under it, so more than once."""
-    for _ in range(tries):
+    for _ in range(20):
         part.hover()
         if tip.is_visible():
             return
