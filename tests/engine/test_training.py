@@ -292,6 +292,16 @@ def test_guesses_are_looked_at_beside_the_frames_that_they_are_of(training: Any,
     assert bool((guess.grad.abs().sum((2, 3, 4)) > 0).all())  # of every clip, every frame
 
 
+def test_a_clip_counts_the_less_the_more_it_changes(training: Any) -> None:
+    train = training("train")
+    x0 = torch.rand(3, 1, 4, 4, 6).expand(3, 5, 4, 4, 6).clone()
+    x0[1, 1:] += 0.3
+    x0[2, 1:] += 1.0
+    still, slow, fast = train.by_motion(x0).tolist()
+    assert still == pytest.approx(train.STILL[0] / train.STILL[1])
+    assert still > slow > fast > 0
+
+
 @pytest.mark.parametrize("quick", [torch.bfloat16, torch.float32])
 def test_a_cpu_computes_in_what_takes_it_less_time(training: Any, monkeypatch: pytest.MonkeyPatch, quick: torch.dtype) -> None:
     muon, train = training("muon"), training("train")
