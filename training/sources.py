@@ -25,7 +25,7 @@ import clips  # noqa: E402
 
 FOLDER = ROOT / ".work" / "training"
 _SKIMAGE, _SCIPY, _SKLEARN, _LOMIRI = "scikit-image==0.19.3", "scipy==1.9.3", "scikit-learn==1.5.2", "deb:lomiri-wallpapers-16.04"
-_SKIMAGE_DATA, _LOMIRI_DATA = "skimage/data/", "./usr/share/backgrounds/"
+_SKIMAGE_DATA, _LOMIRI_DATA, _PALAPELI_DATA = "skimage/data/", "./usr/share/backgrounds/", "./usr/share/palapeli/collection/"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ def _lomiri(file: str, member: str, sha256: str, author: str, licence: str = "CC
     return Picture(file, _LOMIRI, f"{_LOMIRI_DATA}{member}.jpg", sha256, f"{licence}, © 2018 {author}", held_out)
 
 
+def _palapeli(file: str, member: str, sha256: str, author: str) -> Picture:
+    return Picture(file, "deb:palapeli-data", f"{_PALAPELI_DATA}{member}.jpg", sha256, f"public domain, {author}")
+
+
 PICTURES = (
     _skimage("astronaut.png", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5", "public domain, NASA"),
     _skimage("camera.png", "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a"),
@@ -83,6 +87,16 @@ PICTURES = (
     _lomiri("dandelions.jpg", "seeding_by_Clements_Engelhardt", "a5634d1ab5e41a3568e92d4a894a500c92b891f9ff734e50bd224d6e185a605f", "Clemens Engelhardt", "CC0"),
     _lomiri("sunset.jpg", "sunset_by_Aitzol_Berasategi", "474dab6a4b9f94dc76c29dfe30e9f5db4af0fd2e33fe5d695f8152b371efca18", "Aitzol Berasategi"),
     _lomiri("wine.jpg", "Wine_by_Jakkub_Mede", "d2e96e6d4da40dd804b3d0ce295e94de04a2d7d9b6785d42cd9d92ba58bced74", "Jakub Mede"),
+    Picture(
+        "hopper.jpg",
+        "matplotlib==3.8.4",
+        "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
+        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+        "public domain, US Navy",
+    ),
+    _palapeli("bridge.jpg", "cincinnati-bridge", "09772d09318b34a5c5edd58ee86ff462bcd2907006f31cc8e0704310f8e9ab60", "Derek Jensen"),
+    _palapeli("citrus.jpg", "citrus-fruits", "0cbd7154a14789803167c86705130d0358875198231269df168ea26224e70848", "US Department of Agriculture"),
+    _palapeli("bee.jpg", "european-honey-bee", "9d54ae706bddd899c91b2b801d9ca4556a5a9a399b4043f9d539df62a8cb7f27", "John Severns"),
 )
 
 SHOTS = (

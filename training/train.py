@@ -55,7 +55,8 @@ LONGEST_STEP = 30.0  # seconds that a step counts for at most: in a longer one t
 SIGMA_MIN, SIGMA_MAX = 0.002, 700.0
 SAMPLED_CLIPS = 128  # that `remake` makes
 REFINED_SHARE, REFINED = 0.5, (0.2, 40.0)  # of the UNet's steps in which the noise is on its own guess, and how much noise
-SEEN_SHARE = 0.3  # times LPIPS is in the UNet's loss
+SEEN_SHARE, SEEN_TEXTURE = 0.4, 0.03  # times LPIPS and times texture are in the UNet's loss
+LATE = 0.6  # less than one has both look at late frames more than at early ones
 STILL = (0.5, 0.1)  # a clip's error in the UNet's loss is multiplied by the first over the second plus what a still would err by
 LPIPS_SHARE = 0.5
 TEXTURE_SHARE = 0.3
@@ -752,13 +753,15 @@ def by_motion(x0_BT4hw: Tensor) -> Tensor:
     return times / (least + (x0_BT4hw - x0_BT4hw[:, :1]).square().mean((1, 2, 3, 4)))
 
 
-def seen_loss(vae: Any, look: Lpips, x0_guess_BT4hw: Tensor, batch: Batch, rng: np.random.Generator) -> Tensor:
-    """LPIPS of two neighbouring frames of one of the guesses, decoded, against the clip's own: most of what is seen lies in little of the latents' variance."""
-    index, first = int(rng.integers(len(x0_guess_BT4hw))), int(rng.integers(x0_guess_BT4hw.shape[1] - 1))
+def seen_loss(vae: Any, look: Lpips, x0_guess_BT4hw: Tensor, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """LPIPS, and how much busier or less busy each patch is, of two neighbouring frames of one of the guesses, decoded, against the clip's own: most of what
+    is seen lies in little of the latents' variance, and what comes into sight fades where the mean of all that may come costs least."""
+    index, first = int(rng.integers(len(x0_guess_BT4hw))), int(rng.random() ** LATE * (x0_guess_BT4hw.shape[1] - 1))
     x = _to_network(batch.frames_BTHW3[index, first : first + 2]).to(x0_guess_BT4hw.device)
     with _quick(x.device):
         y = vae.decode(x0_guess_BT4hw[index, first : first + 2] / model.SCALING_FACTOR, num_frames=2).sample.float()
-        return _distance(look, x[..., 8:-8, :], y[..., 8:-8, :], rng)  # above and below a strip the decoder sees nothing, where a clip has more
+        x, y = x[..., 8:-8, :], y[..., 8:-8, :]  # above and below a strip the decoder sees nothing, where a clip has more
+        return _distance(look, x, y, rng), (_texture(x) / _texture(y)).log().abs().mean()
 
 
 def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.Cache], resume: bool, only: Sequence[int] | None = None) -> None:
@@ -781,9 +784,9 @@ def train_unet(run: Run, parts: dict[str, Any], vae: Any, caches: Sequence[data.
         refines = bool(same.random() < REFINED_SHARE)
         batch = draw(pool, rng, count, data.FRAMES, rows, only)
         each, x0_guess = unet_loss(unet, encoder, batch, torch_rng, run.device, high_share, refines)
-        seen = seen_loss(vae, look, x0_guess, batch, rng)
+        seen, texture = seen_loss(vae, look, x0_guess, batch, rng)
         counted = (each * by_motion(batch.x0_BT4hw).to(run.device)).mean()
-        return {"loss": counted + SEEN_SHARE * seen, "error": each.mean(), "lpips": seen}
+        return {"loss": counted + SEEN_SHARE * seen + SEEN_TEXTURE * texture, "error": each.mean(), "lpips": seen, "texture": texture}
 
     def show() -> None:
         path = write(run, parts, vae)
