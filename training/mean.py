@@ -38,6 +38,18 @@ def mean(files: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[st
     return found
 
 
+def _stages(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def _newest(stages: dict[str, str]) -> str:
+    """The stage that a checkpoint was made by, in brackets; `train.py` numbers them."""
+    numbered = [name for name in stages if name.partition(" ")[0].isdecimal()]
+    newest = max(numbered, key=lambda name: int(name.partition(" ")[0]), default=None)
+    return f" ({newest}: {stages[newest]})" if newest else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
@@ -48,10 +60,9 @@ def main() -> None:
         tensors = mean([load_file(path) for path in paths], shares)
     except ValueError as error:
         parser.error(str(error))
-    with safe_open(paths[-1], "pt") as file:
-        stages = file.metadata() or {}
-    of = ", ".join(f"{share:g} of {path.name}" for path, share in zip(paths, shares, strict=True))
-    save_file(tensors, arguments.out, metadata=stages | {f"{len(stages)} mean": of})
+    stages = [_stages(path) for path in paths]
+    of = "; ".join(f"{share:g} of {path.name}{_newest(stage)}" for path, share, stage in zip(paths, shares, stages, strict=True))
+    save_file(tensors, arguments.out, metadata=stages[-1] | {f"{len(stages[-1])} mean": of})
 
 
 if __name__ == "__main__":
