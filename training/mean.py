@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The mean of the weights of checkpoints that went on from the same one: nearer to the clips than each of them, since what a short run gets wrong by chance
+"""The mean of the weights of checkpoints that went on from the same one: nearer to the clips than they are in the runs of `README.md`, perhaps since what a short run gets wrong by chance
 differs from run to run (model soups, Wortsman et al. 2022, arXiv:2203.05482).
 
     python training/mean.py OUT --of A.safetensors 0.3 --of B.safetensors 0.3 --of START.safetensors 0.4
@@ -24,7 +24,7 @@ from torch import Tensor
 def mean(files: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
     """The tensors of a checkpoint whose UNet and image encoder are the mean by shares, which add up to one. ValueError where there is no such mean."""
     if any(share < 0 for share in shares) or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise ValueError(f"the shares have to be positive and add up to 1, not to {sum(shares):g}")
+        raise ValueError(f"the shares may not be negative and have to add up to 1, not to {sum(shares):g}")
     last = files[-1]
     for tensors in files:
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: tensor.shape for name, tensor in last.items()}:
