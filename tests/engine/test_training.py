@@ -136,19 +136,27 @@ def test_a_mean_of_checkpoints_is_of_the_unet_and_the_image_encoder_and_knows_on
     second["vae"].encoder.load_state_dict(first["vae"].encoder.state_dict())
     second["vae"].quant_conv.load_state_dict(first["vae"].quant_conv.state_dict())
     files = [model.file_tensors(networks, parts, model.layout(model.SIZE)) for networks in (first, second)]
-    opened = mean.mean(files, (0.25, 0.75))
+    opened = mean.mean([(files[0], 0.25), (files[1], 0.75)])
     assert opened.keys() == files[0].keys()
     averaged = [name for name in opened if name.startswith(("model.diffusion_model.", "conditioner.embedders.0."))]
     assert averaged
     for name, tensor in opened.items():
         want = 0.25 * files[0][name].double() + 0.75 * files[1][name].double() if name in averaged else files[1][name]
         assert torch.equal(tensor, want.to(tensor.dtype)), name
+    decoded = mean.mean([(files[0], 1)], [(files[0], 0.25), (files[1], 0.75)])
+    for name, tensor in decoded.items():
+        want = 0.25 * files[0][name].double() + 0.75 * files[1][name].double() if name.startswith("first_stage_model.decoder.") else files[0][name]
+        assert torch.equal(tensor, want.to(tensor.dtype)), name
     for shares in ((0.5, 0.6), (1.5, -0.5)):
         with pytest.raises(ValueError, match="add up"):
-            mean.mean(files, shares)
+            mean.mean(list(zip(files, shares, strict=True)))
+        with pytest.raises(ValueError, match="add up"):
+            mean.mean([(files[0], 1)], list(zip(files, shares, strict=True)))
     other = {name: tensor + 1 if name.startswith(model.CONDITION_ENCODER) else tensor for name, tensor in files[1].items()}
     with pytest.raises(ValueError, match="different VAE encoders"):
-        mean.mean([files[0], other], (0.5, 0.5))
+        mean.mean([(files[0], 0.5), (other, 0.5)])
+    with pytest.raises(ValueError, match="different VAE encoders"):
+        mean.mean([(files[0], 1)], [(other, 1)])
 
 
 def test_slow_clips_are_drawn_more_often_and_too_fast_ones_never(training: Any) -> None:
