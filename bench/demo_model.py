@@ -390,7 +390,7 @@ def moving_picture(options: Options) -> None:
         side = min(picture.shape[1] / 3, picture.shape[0] / 2)
         top, left = (int((length - side * share) / 2) for length, share in zip(picture.shape, (2, 3), strict=False))
         image = cv2.resize(picture[top : top + int(2 * side), left : left + int(3 * side)], (192, 128), interpolation=cv2.INTER_AREA)
-        made.append(clip(svd, image, 90).frames)
+        made.append(clip(svd, image, demo.MOTION_BUCKET).frames)
     wide = [cv2.resize(np.hstack(frames), None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC) for frames in zip(*made, strict=True)]
     forth_and_back = [*wide, *wide[-2:0:-1]]
     combine(torch.from_numpy(np.stack(forth_and_back)), ROOT / "docs" / "demo.webp", "animated webp", FPS, quality=70)

@@ -32,6 +32,7 @@ SMALL: dict[str, Any] = {
     "width": demo.SIZES[0][0],
     "height": demo.SIZES[0][1],
     "frames": demo.FRAMES,
+    "motion_bucket": demo.MOTION_BUCKET,
     "steps": demo.STEPS,
     "solver": demo.SOLVER,
     "schedule": demo.SCHEDULE,

@@ -1,6 +1,6 @@
 """Clips for training: rendered over free pictures, and cut out of free films; with what the two controls of SVD mean.
 
-motion bucket  128 for one pixel a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
+motion bucket  128 for three pixels a frame, at 6 frames a second and 128 pixels of height; linear in all of them, so it is a speed. Measured as the
                mean length of the optical flow (OpenCV's DIS) between neighbouring frames, whatever the clip shows.
 fps            how densely the clip samples time.
 
@@ -25,7 +25,7 @@ import sources
 cv2.setNumThreads(1)  # a pool of threads would not survive the fork of the workers, which are what runs side by side here
 Rng = np.random.Generator
 FRAMES = 14
-BUCKET_PER_PIXEL, REFERENCE_FPS, REFERENCE_HEIGHT = 128, 6, 128
+BUCKET_PER_PIXEL, REFERENCE_FPS, REFERENCE_HEIGHT = 128 / 3, 6, 128
 RATES = (6, 7, 8, 10, 12, 16, 24)
 _RATE_SHARES = (0.45, 0.15, 0.12, 0.1, 0.1, 0.04, 0.04)
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from ..vram.meter import Measured
 
 # What a clip is made with where nothing is asked for, by checkpoint.
-_USUAL: dict[str, Any] = {"frames": 25, "width": 1024, "height": 576, "steps": 25, "solver": "euler", "schedule": "karras", "guidance": (1.0, 3.0)}
+_USUAL: dict[str, Any] = {"frames": 25, "width": 1024, "height": 576, "motion_bucket": 127, "steps": 25, "solver": "euler", "schedule": "karras", "guidance": (1.0, 3.0)}
 _DEMO: dict[str, Any] = {
     "frames": demo.FRAMES,
     "width": demo.SIZES[0][0],
     "height": demo.SIZES[0][1],
+    "motion_bucket": demo.MOTION_BUCKET,
     "steps": demo.STEPS,
     "solver": demo.SOLVER,
     "schedule": demo.SCHEDULE,
@@ -83,7 +84,7 @@ def add_commands(add_parser: AddParser) -> None:
     )
     render.add_argument("--guidance-mode", choices=("linear", "triangular", "constant"), default="linear")
     render.add_argument("--fps", type=int, default=6)
-    render.add_argument("--motion-bucket", type=int, default=127)
+    render.add_argument("--motion-bucket", type=int, default=argparse.SUPPRESS, help=_help("motion_bucket"))
     render.add_argument("--augmentation", type=float, default=0.02)
     render.add_argument("--augmentation-seed", type=int, default=0)
     render.add_argument("--seed", type=int, default=0)

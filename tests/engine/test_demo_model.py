@@ -108,13 +108,25 @@ def test_render_samples_as_suits_it(tmp_path: Path) -> None:
         assert main(["render", "demo", str(PHOTO), str(tmp_path / f"{name}.mp4"), *short, *options]) == 0
         return load_file(tmp_path / f"{name}.safetensors")["samples"]
 
-    asked = ["--guidance", *(str(scale) for scale in demo.GUIDANCE), "--schedule", demo.SCHEDULE, "--steps", str(demo.STEPS), "--solver", demo.SOLVER]
+    asked = [
+        "--guidance",
+        *(str(scale) for scale in demo.GUIDANCE),
+        "--schedule",
+        demo.SCHEDULE,
+        "--steps",
+        str(demo.STEPS),
+        "--solver",
+        demo.SOLVER,
+        "--motion-bucket",
+        str(demo.MOTION_BUCKET),
+    ]
     ours = latents("not-asked")
     torch.testing.assert_close(ours, latents("asked", *asked), rtol=0, atol=0)
     assert not torch.equal(ours, latents("usual-guidance", "--guidance", "1", "3"))
     assert not torch.equal(ours, latents("usual-schedule", "--schedule", "karras"))
     assert not torch.equal(ours, latents("more-steps", "--steps", str(demo.STEPS + 1)))
     assert not torch.equal(ours, latents("another-solver", "--solver", "lcm"))
+    assert not torch.equal(ours, latents("usual-motion", "--motion-bucket", "127"))
 
 
 def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +135,15 @@ def test_the_workflow_and_the_demo_run_it_at_what_suits_it(monkeypatch: pytest.M
     prompt = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))
     shipped = {name: value for node in prompt.values() for name, value in node["inputs"].items()}
     guidance = {"guidance_min": demo.GUIDANCE[0], "guidance_max": demo.GUIDANCE[1]}
-    suited = {"checkpoint": demo.NAME, "frames": demo.FRAMES, "steps": demo.STEPS, "solver": demo.SOLVER, "schedule": demo.SCHEDULE, **guidance}
+    suited = {
+        "checkpoint": demo.NAME,
+        "frames": demo.FRAMES,
+        "motion_bucket": demo.MOTION_BUCKET,
+        "steps": demo.STEPS,
+        "solver": demo.SOLVER,
+        "schedule": demo.SCHEDULE,
+        **guidance,
+    }
     assert small == suited | {"width": WIDTH, "height": HEIGHT}
     assert shipped | small == shipped
 

@@ -29,18 +29,18 @@ def texture(data: Any, seed: int = 0) -> np.ndarray:
     return np.stack([(255 * data._noise(512, rng)).astype(np.uint8) for _ in range(3)], axis=-1)
 
 
-def test_a_motion_bucket_is_128_for_a_pixel_a_frame_at_6_fps_and_128_pixels(training: Any) -> None:
+def test_a_motion_bucket_is_128_for_three_pixels_a_frame_at_6_fps_and_128_pixels(training: Any) -> None:
     data = training("data")
-    assert data.bucket_of(1.0, 6, 128) == 128
-    assert data.bucket_of(0.5, 12, 128) == 128  # as far in half the time
-    assert data.bucket_of(2.0, 6, 256) == 128  # as far of a picture twice as high
+    assert data.bucket_of(3.0, 6, 128) == 128
+    assert data.bucket_of(1.5, 12, 128) == 128  # as far in half the time
+    assert data.bucket_of(6.0, 6, 256) == 128  # as far of a picture twice as high
     assert data.bucket_of(100.0, 6, 128) == 255
     assert data.bucket_of(data.flow_of(127, 10, 192), 10, 192) == 127
 
 
 def test_clips_too_fast_for_any_bucket_are_not_trained_on(training: Any) -> None:
     data = training("data")
-    flows = np.array([[0.0], [1.9], [2.1], [0.9], [1.1]], np.float32).repeat(data.FRAMES - 1, 1)
+    flows = np.array([[0.0], [5.7], [6.3], [2.7], [3.3]], np.float32).repeat(data.FRAMES - 1, 1)
     clips = data.Cache(np.zeros((5, data.FRAMES, 128, 192, 3), np.uint8), np.array([6, 6, 6, 12, 12]), flows)
     assert clips.tellable.tolist() == [0, 1, 3]
 
@@ -113,22 +113,6 @@ def test_the_loader_opens_what_the_writer_wrote_and_finds_the_same_weights(train
             assert torch.equal(tensor.float(), want[name].half().float()), name
 
 
-def test_a_packed_checkpoint_comes_back_nearly_as_it_was(training: Any, tmp_path: Path) -> None:
-    model, start = training("model"), training("start")
-    parts = model.plan(tmp_path)
-    networks = {key: model.fresh(part, index) for index, (key, part) in enumerate(parts.items())}
-    before = model.file_tensors(networks, parts, model.layout(model.SIZE))
-    packed = start.packed(before)
-    assert sum(tensor.nbytes for tensor in packed.values()) < 0.55 * sum(tensor.nbytes for tensor in before.values())
-    after = start.unpacked(packed)
-    assert after.keys() == before.keys()
-    for name, tensor in before.items():
-        assert after[name].shape == tensor.shape
-        rows = tensor.float().reshape(len(tensor), -1)
-        wrong = (after[name].float().reshape(rows.shape) - rows).abs()
-        assert bool((wrong <= rows.abs().amax(1, keepdim=True) / 127 / 2 * 1.2 + 1e-6).all()), name
-
-
 def test_a_mean_of_checkpoints_is_of_the_unet_and_the_image_encoder_and_knows_one_vae(training: Any, tmp_path: Path) -> None:
     model, mean = training("model"), training("mean")
     parts = model.plan(tmp_path)
@@ -161,7 +145,7 @@ def test_a_mean_of_checkpoints_is_of_the_unet_and_the_image_encoder_and_knows_on
 
 def test_slow_clips_are_drawn_more_often_and_too_fast_ones_never(training: Any) -> None:
     data, train = training("data"), training("train")
-    flows = np.array([[0.1], [1.9], [3.0]], np.float32).repeat(data.FRAMES - 1, 1)
+    flows = np.array([[0.3], [5.7], [9.0]], np.float32).repeat(data.FRAMES - 1, 1)
     clips = data.Cache(np.zeros((3, data.FRAMES, 64, 96, 3), np.uint8), np.array([6, 6, 6]), flows / 2)
     latents = train.Latents(torch.zeros(3, data.FRAMES, 4, 8, 12), torch.zeros(3, 2, 4, 8, 12), torch.zeros(3, 2), clips)
     buckets = train.draw(latents, np.random.default_rng(0), 200, data.FRAMES, None).ids_B3[:, 1].tolist()
